@@ -1,0 +1,57 @@
+// Package activities runs the modules for the workflow. It is thin: it finds the module in the registry, hands it a
+// reporter that heartbeats, gives it the phase's clock, and turns its error into what the retry policy reads.
+package activities
+
+import (
+	"berth/reservation"
+)
+
+// The activities' registered names.
+const (
+	LoadName        = "Load"
+	PostLoadName    = "PostLoad"
+	AbortName       = "Abort"
+	UnloadName      = "Unload"
+	QueueServedName = "QueueServed"
+)
+
+// The types of the application errors that activities return. The first two are verdicts and stand in the retry policy's
+// NonRetryableErrorTypes; a Fault is tried again in the same attempt.
+const (
+	TypeReload = "Reload"
+	TypeFail   = "Fail"
+	TypeFault  = "Fault"
+)
+
+// WorkflowQueue is the task queue of the workflows.
+const WorkflowQueue = "berth"
+
+// Queue returns the task queue of a provisioner type, and of one site of it where a computer names a site.
+func Queue(provisioner, site string) string {
+	queue := WorkflowQueue + "-" + provisioner
+	if site != "" {
+		queue += "-" + site
+	}
+	return queue
+}
+
+// PhaseRequest is the input of every phase's activity.
+type PhaseRequest struct {
+	Reservation reservation.Reservation `json:"reservation"`
+	Mark        reservation.Mark        `json:"mark"`
+	Attempt     reservation.Attempt     `json:"attempt"`
+	Limits      reservation.Limits      `json:"limits"`             // of this attempt, stretched
+	HostKey     string                  `json:"host_key,omitempty"` // PostLoad: what Load handed to the guest
+}
+
+// PhaseResult is what every phase's activity returns when its verdict is done. The same value stands in the details of
+// the error of a phase that ended otherwise.
+type PhaseResult struct {
+	Stages        []reservation.Stage `json:"stages,omitempty"`
+	Steps         []reservation.Step  `json:"steps,omitempty"`
+	HostKey       string              `json:"host_key,omitempty"` // Load: the public key handed over; PostLoad: the pinned key's fingerprint
+	Reference     string              `json:"reference,omitempty"`
+	PublicAddress string              `json:"public_address,omitempty"`
+	Worker        string              `json:"worker,omitempty"`
+	Lost          int                 `json:"lost,omitempty"` // workers lost in this phase
+}
