@@ -54,9 +54,9 @@ func Start(ctx context.Context, c client.Client, r reservation.Reservation) (cli
 		WorkflowIDReusePolicy:    enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 		// Without this the SDK answers with the holder's run as if it were ours.
 		WorkflowExecutionErrorWhenAlreadyStarted: true,
-		Memo:                  map[string]any{memoReservation: r.Name, memoUser: r.User},
-		TypedSearchAttributes: temporal.NewSearchAttributes(workflows.SearchAttributes().AtStart(r)...),
-		StaticSummary:         workflows.Summary(r),
+		Memo:                                     map[string]any{memoReservation: r.Name, memoUser: r.User},
+		TypedSearchAttributes:                    temporal.NewSearchAttributes(workflows.SearchAttributes().AtStart(r)...),
+		StaticSummary:                            workflows.Summary(r),
 	}
 	// A holder may end between the refusal and the look at who it is; then the computer is free and we try once more.
 	for try := 1; ; try++ {

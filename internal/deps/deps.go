@@ -1,0 +1,30 @@
+// Package deps keeps modules in go.mod until the code that uses them stands.
+package deps
+
+import (
+	_ "github.com/agnivade/levenshtein"
+	_ "github.com/google/uuid"
+	_ "github.com/kelseyhightower/envconfig"
+	_ "github.com/mattn/go-isatty"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/rs/zerolog"
+	_ "github.com/spf13/cobra"
+	_ "github.com/stretchr/testify/mock"
+	_ "github.com/stretchr/testify/require"
+	_ "github.com/vmware/govmomi/simulator"
+	_ "github.com/vmware/govmomi/vim25"
+	_ "github.com/vmware/govmomi/view"
+	_ "github.com/vmware/govmomi/session/keepalive"
+	_ "go.temporal.io/sdk/testsuite"
+	_ "go.temporal.io/sdk/worker"
+	_ "go.yaml.in/yaml/v3"
+	_ "golang.org/x/crypto/ssh"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/term"
+	_ "google.golang.org/grpc"
+	_ "google.golang.org/protobuf/proto"
+	_ "mvdan.cc/sh/v3/interp"
+	_ "mvdan.cc/sh/v3/syntax"
+	_ "github.com/chromedp/chromedp"
+)
