@@ -40,7 +40,8 @@ type PhaseRequest struct {
 	Reservation reservation.Reservation `json:"reservation"`
 	Mark        reservation.Mark        `json:"mark"`
 	Attempt     reservation.Attempt     `json:"attempt"`
-	Limits      reservation.Limits      `json:"limits"`             // of this attempt, stretched
+	Limits      reservation.Limits      `json:"limits,omitzero"`    // PostLoad: of this attempt, stretched
+	Limit       reservation.Duration    `json:"limit"`              // the whole phase's, which is its StartToClose timeout too
 	HostKey     string                  `json:"host_key,omitempty"` // PostLoad: what Load handed to the guest
 }
 
@@ -53,5 +54,5 @@ type PhaseResult struct {
 	Reference     string              `json:"reference,omitempty"`
 	PublicAddress string              `json:"public_address,omitempty"`
 	Worker        string              `json:"worker,omitempty"`
-	Lost          int                 `json:"lost,omitempty"` // workers lost in this phase
+	Lost          int                 `json:"lost,omitempty"` // tries of this phase that ended with their worker or in a fault
 }

@@ -122,7 +122,7 @@ type Progress struct {
 	Stages []Stage           `json:"stages,omitempty"` // the last is the one going on
 	Kept   map[string]string `json:"kept,omitempty"`
 	Worker string            `json:"worker,omitempty"`
-	Lost   int               `json:"lost,omitempty"` // how many workers were lost or left in this phase so far
+	Lost   int               `json:"lost,omitempty"` // how many tries of this phase ended with their worker or in a fault
 }
 
 // PhaseRecord is one phase of one attempt in the load log.
