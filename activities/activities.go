@@ -196,6 +196,10 @@ func (a *Activities) run(ctx context.Context, request PhaseRequest, do func(cont
 	case errors.Is(cause, context.DeadlineExceeded) && reservation.VerdictOf(err) == "":
 		return PhaseResult{}, asApplicationError(p.outlived(err), p.finish())
 	default:
+		if reservation.VerdictOf(err) == "" {
+			// The next try of a fault needs the clock and the stages of this one.
+			p.sendBeat()
+		}
 		return PhaseResult{}, asApplicationError(err, p.finish())
 	}
 }

@@ -14,6 +14,10 @@ import (
 	"berth/reservation"
 )
 
+// firstBeat is when a phase beats that has shown no stage and kept nothing by then. A phase that is over sooner costs the
+// server no beat at all; one that touches anything has beaten before, because modules confirm what is destructive.
+const firstBeat = time.Second
+
 // maxStages bounds the stages that travel with every heartbeat: a guest that comes and goes for an hour must not swell
 // them. The oldest give way.
 const maxStages = 40
@@ -66,9 +70,8 @@ func (p *phase) start(ctx context.Context, beatEvery func() time.Duration) (cont
 	ctx, handOver := context.WithCancelCause(ctx)
 	ctx, cancel := context.WithDeadline(ctx, p.deadline)
 	stopping := activity.GetWorkerStopChannel(ctx)
-	p.sendBeat()
 	go func() {
-		next := time.NewTimer(beatEvery())
+		next := time.NewTimer(firstBeat)
 		defer next.Stop()
 		for {
 			select {
