@@ -1,0 +1,368 @@
+package catalog
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"berth/internal/secrets"
+	"berth/provisioners"
+	"berth/reservation"
+)
+
+func TestLoadReadsEverything(t *testing.T) {
+	c, err := Load("testdata/good.yaml", Options{})
+	require.NoError(t, err)
+
+	require.Equal(t, map[string]secrets.Source{
+		"vcenter-lab":  {Env: "BERTH_SECRET_VCENTER_LAB"},
+		"linux-root":   {File: "testdata/keys/linux-root", Passphrase: "linux-phrase"},
+		"linux-phrase": {File: "/etc/berth/phrase"},
+	}, c.Secrets)
+	require.Equal(t, []Site{{Name: "lab", Provisioner: "vmware", VMware: &VMware{
+		URL: "https://127.0.0.1:8989/sdk", User: "berth@vsphere.local", Credential: "vcenter-lab", CAFile: "testdata/keys/ca.pem",
+		Datacenter: "DC0", Clones: 6, ClonesPerHost: 3,
+	}}}, c.Sites)
+
+	debian := reservation.Image{
+		Name: "debian12", Revision: 3, OS: reservation.OS{Family: reservation.Linux, Version: "12", Architecture: "x86_64"},
+		Sources:  map[string]map[string]string{"vmware": {"template": "debian12-template", "snapshot": "r3", "clone": "linked"}},
+		Control:  reservation.Control{Channel: "ssh", User: "root", Port: 22, Credential: "linux-root", HostKey: reservation.HostKeyHanded},
+		Attempts: 2,
+		Limits:   reservation.Limits{Load: reservation.Duration(10 * time.Minute), Response: reservation.Duration(2 * time.Minute)},
+		PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{"127.0.0.0/8"}, Scripts: []string{"lab"}},
+	}
+	newer := debian
+	newer.Revision, newer.Limits = 10, reservation.Limits{}
+	require.Equal(t, []reservation.Image{debian, newer}, c.Images)
+
+	vm := reservation.Computer{
+		Name: "vm-01", Provisioner: "vmware", Site: "lab", Hardware: reservation.Virtual, Address: "127.0.0.1:22001",
+		MACs: []string{"00:50:56:00:00:01"}, Networks: []string{"VM Network"}, CPUs: 2, MemoryMiB: 2048,
+		Placement: map[string]string{"folder": "vm", "resource_pool": "Resources", "datastore": "LocalDS_0", "host": ""},
+	}
+	second := vm
+	second.Name, second.Address, second.MACs = "vm-02", "127.0.0.1:22002", []string{"00:50:56:00:00:02"}
+	node := reservation.Computer{Name: "node-01", Provisioner: "xcat", Hardware: reservation.Physical, Address: "node-01.example.org"}
+	require.Equal(t, []reservation.Computer{vm, second, node}, c.Computers)
+
+	require.Equal(t, "1 sites, 2 images, 3 computers, 3 secrets", c.Summary())
+	require.Equal(t, []string{"debian12"}, c.ImageNames())
+	require.Equal(t, []string{"node-01", "vm-01", "vm-02"}, c.ComputerNames())
+}
+
+// base is a catalog without faults; each row of the table below makes one of it.
+const base = `secrets:
+  password: {env: PASSWORD}
+  key: {file: keys/key}
+sites:
+  - name: lab
+    provisioner: vmware
+    vmware: {url: "https://vc.example.org/sdk", user: berth, credential: password}
+images:
+  - name: debian12
+    revision: 3
+    os: {family: linux, version: "12"}
+    sources: {vmware: {template: t}}
+    control: {channel: ssh, user: root, credential: key}
+computers:
+  - name: vm-01
+    site: lab
+    address: 10.0.0.1
+    macs: ["00:50:56:00:00:01"]
+`
+
+func loadText(t *testing.T, text string, options Options) (*Catalog, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "catalog.yaml")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return Load(path, options)
+}
+
+func TestEveryFaultHasItsLineFieldValueAndRemedy(t *testing.T) {
+	_, err := loadText(t, base, Options{})
+	require.NoError(t, err, "the rows below each make one fault of a catalog that has none")
+
+	type fault struct {
+		line                 int
+		field, value, remedy string // remedy: a part of it
+	}
+	second := func(lines string) string { return "\n  - name: vm-02\n    site: lab\n" + lines }
+	for name, test := range map[string]struct {
+		old, new string // what is replaced in base; without old, new is put after it
+		want     fault
+	}{
+		"an unknown section":                          {"images:", "imagse:\n- {}\nimages:", fault{8, "imagse", "", "did you mean images?"}},
+		"an unknown field of a computer":              {"address: 10", "adress: x\n    address: 10", fault{17, "computers[0].adress", "", "did you mean address?"}},
+		"an unknown field that is like no other":      {"address: 10", "zzzzz: x\n    address: 10", fault{17, "computers[0].zzzzz", "", "it may have address, cpus"}},
+		"an unknown field of a site":                  {"user: berth", "user: berth, pasword: hunter2", fault{7, "sites[0].vmware.pasword", "", "there is no such field"}},
+		"an unknown field of a control":               {"user: root", "usr: x, user: root", fault{13, "images[0].control.usr", "", "did you mean user?"}},
+		"a field that is there twice":                 {"revision: 3", "revision: 3\n    revision: 4", fault{11, "images[0].revision", "", "first in line 10"}},
+		"a word where a number belongs":               {"revision: 3", "revision: three", fault{10, "images[0].revision", "three", "whole number"}},
+		"a word where true or false belongs":          {"user: berth", "user: berth, insecure: sure", fault{7, "sites[0].vmware.insecure", "sure", "true or false"}},
+		"a list where a word belongs":                 {"address: 10.0.0.1", "address: [10.0.0.1]", fault{17, "computers[0].address", "", "one value"}},
+		"a word where a list belongs":                 {`macs: ["00:50:56:00:00:01"]`, "macs: none", fault{18, "computers[0].macs", "none", "a list"}},
+		"a word where a mapping belongs":              {"sources: {vmware: {template: t}}", "sources: vmware", fault{12, "images[0].sources", "vmware", "a mapping"}},
+		"a duration without a unit":                   {"revision: 3", "revision: 3\n    limits: {load: 600}", fault{11, "images[0].limits.load", "600", "with its unit"}},
+		"a limit that is too long":                    {"revision: 3", "revision: 3\n    limits: {load: 480h}", fault{11, "images[0].limits.load", "480h0m0s", "48h"}},
+		"a key that is no word":                       {"revision: 3", "revision: 3\n    [a, b]: 1", fault{11, "images[0]", "", "one word"}},
+		"a secret written into the catalog":           {"password: {env: PASSWORD}", "password: hunter2", fault{2, "secrets.password", "", "a mapping"}},
+		"a secret with neither place":                 {"password: {env: PASSWORD}", "password: {}", fault{2, "secrets.password", "", "env: NAME"}},
+		"a secret with both places":                   {"password: {env: PASSWORD}", "password: {env: PASSWORD, file: x}", fault{2, "secrets.password", "", "keep one"}},
+		"a secret in the place of a variable":         {"password: {env: PASSWORD}", "password: {env: 'hunter2!'}", fault{2, "secrets.password.env", "", "never the secret itself"}},
+		"a secret with an unknown passphrase":         {"key: {file: keys/key}", "key: {file: keys/key, passphrase: pasword}", fault{3, "secrets.key.passphrase", "pasword", "did you mean password?"}},
+		"a name of a secret that is not allowed":      {"password: {env", "My_Password: {env: A}\n  password: {env", fault{2, "secrets.My_Password", "My_Password", "1 to 63"}},
+		"a computer without a name":                   {"  - name: vm-01\n    site", "  - site", fault{15, "computers[0].name", "", "1 to 63"}},
+		"two sites of one name":                       {"images:", "  - {name: lab, provisioner: xcat}\nimages:", fault{8, "sites[1].name", "lab", "line 5"}},
+		"an unknown provisioner of a site":            {"provisioner: vmware", "provisioner: vmwar", fault{6, "sites[0].provisioner", "vmwar", "did you mean vmware?"}},
+		"a site without a provisioner":                {"images:", "  - {name: other}\nimages:", fault{8, "sites[1].provisioner", "", "libvirt, vmware, xcat"}},
+		"a vmware section of another provisioner":     {"images:", "  - {name: other, provisioner: xcat, vmware: {}}\nimages:", fault{8, "sites[1].vmware", "", "only a site with provisioner: vmware"}},
+		"a vmware site without its section":           {"images:", "  - {name: other, provisioner: vmware}\nimages:", fault{8, "sites[1].vmware", "", "how its vCenter is reached"}},
+		"a vCenter without an address":                {`url: "https://vc.example.org/sdk", `, "", fault{7, "sites[0].vmware.url", "", "https://HOST/sdk"}},
+		"a vCenter without TLS":                       {"https://vc", "http://vc", fault{7, "sites[0].vmware.url", "http://vc.example.org/sdk", "https://HOST/sdk"}},
+		"a password in a vCenter's address":           {"https://vc", "https://berth:hunter2@vc", fault{7, "sites[0].vmware.url", "https://berth:xxxxx@vc.example.org/sdk", "take the user and the password out"}},
+		"a vCenter without a user":                    {"user: berth, ", "", fault{7, "sites[0].vmware.user", "", "logs in as"}},
+		"a vCenter without a credential":              {", credential: password}", "}", fault{7, "sites[0].vmware.credential", "", "key, password"}},
+		"an unknown secret of a vCenter":              {"credential: password", "credential: passwrd", fault{7, "sites[0].vmware.credential", "passwrd", "did you mean password?"}},
+		"two ways to trust a vCenter":                 {"user: berth", "user: berth, ca_file: x, insecure: true", fault{7, "sites[0].vmware", "", "keep one"}},
+		"a thumbprint of the wrong length":            {"user: berth", "user: berth, thumbprint: AA:BB", fault{7, "sites[0].vmware.thumbprint", "AA:BB", "SHA-256"}},
+		"less than no clones":                         {"user: berth", "user: berth, clones: -1", fault{7, "sites[0].vmware.clones", "-1", "1 or more"}},
+		"a name that is not allowed":                  {"name: debian12", "name: Debian_12", fault{9, "images[0].name", "Debian_12", "use 1 to 63 of a-z"}},
+		"an image without a revision":                 {"    revision: 3\n", "", fault{9, "images[0].revision", "0", "1 or more"}},
+		"an unknown OS family":                        {"family: linux", "family: linus", fault{11, "images[0].os.family", "linus", "linux or windows"}},
+		"two images of one name and revision":         {"computers:", "  - {name: debian12, revision: 3, os: {family: linux}, sources: {vmware: {template: t}}, control: {channel: ssh, user: root, credential: key}}\ncomputers:", fault{14, "images[1].name", "debian12-r3", "line 9"}},
+		"an image named like another's revision":      {"computers:", "  - {name: debian12-r3, revision: 1, os: {family: linux}, sources: {vmware: {template: t}}, control: {channel: ssh, user: root, credential: key}}\ncomputers:", fault{14, "images[1].name", "debian12-r3", "line 9"}},
+		"an image that no provisioner finds":          {"    sources: {vmware: {template: t}}\n", "", fault{9, "images[0].sources", "", "for one provisioner at least"}},
+		"a source of an unknown provisioner":          {"sources: {vmware: {template: t}}", "sources: {vmware: {template: t}, libvrt: {}}", fault{12, "images[0].sources.libvrt", "", "did you mean libvirt?"}},
+		"an unknown channel":                          {"channel: ssh", "channel: ssl", fault{13, "images[0].control.channel", "ssl", "did you mean ssh?"}},
+		"an image without a user":                     {"user: root, ", "", fault{13, "images[0].control.user", "", "logs in as"}},
+		"an unknown secret of an image":               {"credential: key", "credential: kez", fault{13, "images[0].control.credential", "kez", "did you mean key?"}},
+		"a management source that is no network":      {"revision: 3", "revision: 3\n    post_load: {management_sources: [10.0.0.0/8, 10.1]}", fault{11, "images[0].post_load.management_sources[1]", "10.1", "address/bits"}},
+		"a computer without a site":                   {"    site: lab\n", "", fault{15, "computers[0].site", "", "name its site"}},
+		"an unknown site":                             {"site: lab", "site: lap", fault{16, "computers[0].site", "lap", "did you mean lab?"}},
+		"a provisioner that is not the site's":        {"site: lab", "site: lab\n    provisioner: xcat", fault{17, "computers[0].provisioner", "xcat", "site lab has provisioner vmware"}},
+		"an unknown provisioner of a computer":        {"site: lab", "provisioner: xkat", fault{16, "computers[0].provisioner", "xkat", "did you mean xcat?"}},
+		"a computer without an address":               {"    address: 10.0.0.1\n", "", fault{15, "computers[0].address", "", "host name or an IP address"}},
+		"hardware of an unknown kind":                 {"site: lab", "site: lab\n    hardware: virtal", fault{17, "computers[0].hardware", "virtal", "virtual or physical"}},
+		"a MAC that is none":                          {"00:50:56:00:00:01", "00:50:56:00:00", fault{18, "computers[0].macs[0]", "00:50:56:00:00", "six pairs"}},
+		"two computers of one name":                   {"", "\n  - name: vm-01\n    site: lab\n    address: 10.0.0.2", fault{19, "computers[1].name", "vm-01", "line 15"}},
+		"two computers of one MAC, written otherwise": {"", second("    address: 10.0.0.2\n    macs: [00-50-56-00-00-01]"), fault{22, "computers[1].macs[0]", "00-50-56-00-00-01", "line 18"}},
+		"two computers of one address":                {"", second("    address: 10.0.0.1"), fault{21, "computers[1].address", "10.0.0.1", "line 17"}},
+		"an address whose every port is taken":        {"", second("    address: 10.0.0.1:2222"), fault{21, "computers[1].address", "10.0.0.1:2222", "line 17"}},
+		"a merge that holds itself":                   {"  - name: vm-01\n", "  - &vm\n    <<: *vm\n    name: vm-01\n", fault{15, "computers[0]", "*vm", "alias"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.TrimSuffix(base, "\n") + test.new + "\n"
+			if test.old != "" {
+				require.Equal(t, 1, strings.Count(base, test.old), "what to replace must be there once")
+				text = strings.Replace(base, test.old, test.new, 1)
+			}
+			_, err := loadText(t, text, Options{})
+			var faults *Error
+			require.ErrorAs(t, err, &faults)
+			require.Len(t, faults.Faults, 1, err.Error())
+			got := faults.Faults[0]
+			require.Equal(t, fault{test.want.line, test.want.field, test.want.value, got.Remedy}, fault{got.Line, got.Field, got.Value, got.Remedy})
+			require.Contains(t, got.Remedy, test.want.remedy)
+			require.NotContains(t, err.Error(), "hunter2")
+			require.Regexp(t, `catalog\.yaml:\d+: `, err.Error())
+		})
+	}
+}
+
+func TestACatalogThatIsNoYAMLIsAFaultWithItsLine(t *testing.T) {
+	for name, test := range map[string]struct {
+		text string
+		line int
+		want string
+	}{
+		"empty":                {"", 1, "empty"},
+		"only a comment":       {"# nothing\n", 1, "empty"},
+		"a list":               {"- a\n- b\n", 1, "a mapping"},
+		"a bracket left open":  {"sites:\n  - name: [lab\nimages: []\n", 2, "not YAML"},
+		"a tab":                {"sites:\n\t- name: lab\n", 2, "not YAML"},
+		"an unknown alias":     {"images: []\nsites: *nowhere\n", 2, "&nowhere"},
+		"two documents":        {"sites: []\n---\nimages: []\n", 2, "second YAML document"},
+		"a bomb of aliases":    {bomb(), 3, "too many values"},
+		"nothing but a number": {"7", 1, "a mapping"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := loadText(t, test.text, Options{})
+			var faults *Error
+			require.ErrorAs(t, err, &faults)
+			require.ErrorContains(t, err, test.want)
+			require.Equal(t, test.line, faults.Faults[0].Line, err.Error())
+		})
+	}
+}
+
+// bomb is a small file that stands for four million values.
+func bomb() string {
+	return "computers:\n- &c\n  macs: [" + strings.Repeat("x,", 2000) + "x]\n" + strings.Repeat("- *c\n", 2000)
+}
+
+func TestAFileThatIsNotThereIsAFault(t *testing.T) {
+	_, err := Load(filepath.Join(t.TempDir(), "absent.yaml"), Options{})
+	require.ErrorContains(t, err, "absent.yaml: catalog: cannot be read")
+	_, err = Load(t.TempDir(), Options{})
+	require.ErrorContains(t, err, "is not a file")
+}
+
+func TestAllFaultsComeAtOnceInTheOrderOfTheirLines(t *testing.T) {
+	text := strings.NewReplacer("provisioner: vmware", "provisioner: vmwar", "revision: 3", "revision: no", "credential: key}", "credential: kez}",
+		"site: lab", "site: lap", "address: 10.0.0.1", "address: 'a b'").Replace(base)
+	_, err := loadText(t, text, Options{})
+	var faults *Error
+	require.ErrorAs(t, err, &faults)
+	var fields []string
+	for _, fault := range faults.Faults {
+		fields = append(fields, fault.Field)
+	}
+	require.Equal(t, []string{"sites[0].provisioner", "images[0].revision", "images[0].control.credential", "computers[0].site", "computers[0].address"}, fields, err.Error())
+	require.Len(t, strings.Split(err.Error(), "\n"), len(fields))
+	var fault *Fault
+	require.ErrorAs(t, err, &fault)
+}
+
+func TestAComputerNamesItsSiteWhereThereAreSeveral(t *testing.T) {
+	two := strings.Replace(base, "images:", "  - name: other\n    provisioner: vmware\n    vmware: {url: \"https://vc2.example.org/sdk\", user: berth, credential: password}\nimages:", 1)
+	_, err := loadText(t, two, Options{})
+	require.NoError(t, err)
+	_, err = loadText(t, strings.Replace(two, "site: lab", "provisioner: vmware", 1), Options{})
+	require.ErrorContains(t, err, "computers[0].site: there are several sites with provisioner vmware; name one of lab, other")
+
+	c, err := loadText(t, strings.Replace(base, "site: lab", "provisioner: vmware", 1), Options{})
+	require.NoError(t, err, "the only site needs no name")
+	require.Equal(t, "", c.Computers[0].Site)
+
+	none := strings.Replace(strings.Replace(base, "site: lab", "provisioner: vmware", 1), base[strings.Index(base, "sites:"):strings.Index(base, "images:")], "", 1)
+	_, err = loadText(t, none, Options{})
+	require.ErrorContains(t, err, "no site has provisioner vmware")
+}
+
+// keys is a validator that knows some keys and no others, as modules do.
+type keys struct{ source, placement []string }
+
+func (k keys) ValidateSource(source map[string]string) error {
+	return k.validate("image.sources.vmware.", source, k.source)
+}
+
+func (k keys) ValidatePlacement(placement map[string]string) error {
+	return k.validate("computer.placement.", placement, k.placement)
+}
+
+func (k keys) validate(prefix string, values map[string]string, known []string) error {
+	var faults []error
+	for _, key := range known {
+		if values[key] == "" {
+			faults = append(faults, &reservation.FieldError{Field: prefix + key, Remedy: "is needed"})
+		}
+	}
+	for key, value := range values {
+		if Nearest(key, known) != key {
+			faults = append(faults, &reservation.FieldError{Field: prefix + key, Value: value, Remedy: "is not known"})
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func TestAValidatorsFaultsGetTheirLines(t *testing.T) {
+	text := strings.Replace(base, "sources: {vmware: {template: t}}", "sources:\n      vmware:\n        template: t\n        snapshto: r3", 1)
+	text += "    placement:\n      pool: x\n"
+	_, err := loadText(t, text, Options{Validators: map[string]provisioners.Validator{"vmware": keys{source: []string{"template"}, placement: []string{"folder"}}}})
+	var faults *Error
+	require.ErrorAs(t, err, &faults)
+	lines := strings.Split(err.Error(), "\n")
+	require.Len(t, lines, 3)
+	require.Contains(t, lines[0], `:15: images[0].sources.vmware.snapshto is "r3": is not known`)
+	require.Contains(t, lines[1], `:22: computers[0].placement.folder: is needed`)
+	require.Contains(t, lines[2], `:23: computers[0].placement.pool is "x": is not known`)
+
+	_, err = loadText(t, text, Options{Validators: map[string]provisioners.Validator{"libvirt": keys{}}})
+	require.NoError(t, err, "what nobody here understands is not checked here")
+}
+
+func TestAnImagesReferenceIsItsHighestRevisionOrTheNamedOne(t *testing.T) {
+	c, err := Load("testdata/good.yaml", Options{})
+	require.NoError(t, err)
+	for reference, want := range map[string]int{"debian12": 10, "debian12-r3": 3, "debian12-r10": 10} {
+		image, err := c.Image(reference)
+		require.NoError(t, err)
+		require.Equal(t, want, image.Revision, reference)
+	}
+	for reference, want := range map[string]string{
+		"debian21":    "did you mean debian12?",
+		"debian12-r1": "no such revision of debian12; it has debian12-r10, debian12-r3",
+		"debain12-r3": "did you mean debian12?",
+		"windows":     "it has debian12",
+		"":            "it has debian12",
+	} {
+		_, err := c.Image(reference)
+		var field *reservation.FieldError
+		require.ErrorAs(t, err, &field)
+		require.Contains(t, field.Remedy, want, reference)
+	}
+}
+
+func TestReservationIsOfTheCatalogsComputerAndImage(t *testing.T) {
+	c, err := Load("testdata/good.yaml", Options{})
+	require.NoError(t, err)
+	end := time.Now().Add(time.Hour)
+	r, err := c.Reservation("r1", "ann", "vm-02", "debian12-r3", end)
+	require.NoError(t, err)
+	require.Equal(t, reservation.Reservation{Name: "r1", User: "ann", Computer: c.Computers[1], Image: c.Images[0], End: end.UTC()}, r)
+	require.NoError(t, r.Validate(time.Now()))
+
+	for name, test := range map[string]struct {
+		reservation, user, computer, image string
+		end                                time.Time
+		want                               []string
+	}{
+		"wrong names":                               {"r1", "ann", "vm-0", "debian1", end, []string{"computer is \"vm-0\"", "did you mean vm-0", "image is \"debian1\"", "did you mean debian12?"}},
+		"wrong names and a wrong user":              {"R1", "", "vm-0", "debian12", end, []string{"reservation.name", "reservation.user", "did you mean vm-0"}},
+		"an end that has passed":                    {"r1", "ann", "vm-01", "debian12", time.Now().Add(-time.Hour), []string{"reservation.end"}},
+		"an image that is not for that provisioner": {"r1", "ann", "node-01", "debian12", end, []string{"image.sources", "node-01 is loaded by xcat"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := c.Reservation(test.reservation, test.user, test.computer, test.image, test.end)
+			for _, words := range test.want {
+				require.ErrorContains(t, err, words)
+			}
+		})
+	}
+}
+
+func TestSecretsOfAreThoseThatServingNeeds(t *testing.T) {
+	c, err := Load("testdata/good.yaml", Options{})
+	require.NoError(t, err)
+	require.Equal(t, []string{"linux-root", "vcenter-lab"}, c.SecretsOf([]string{"vmware"}, []string{"lab"}))
+	require.Equal(t, []string{"linux-root"}, c.SecretsOf([]string{"vmware"}, nil))
+	require.Empty(t, c.SecretsOf([]string{"xcat"}, nil))
+}
+
+func TestNearestFindsWhatWasMeantAndNothingElse(t *testing.T) {
+	known := []string{"vm-01", "vm-02", "debian12", "lab"}
+	for word, want := range map[string]string{"vm01": "vm-01", "VM-02": "vm-02", "debain12": "debian12", "la": "lab", "xyz": "", "windows": "", "": ""} {
+		require.Equal(t, want, Nearest(word, known), word)
+	}
+}
+
+func TestALargeCatalogIsReadAsAWhole(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(base)
+	for i := range 10_000 {
+		fmt.Fprintf(&b, "  - {name: n-%d, site: lab, address: \"10.1.%d.%d\", macs: [\"02:00:00:00:%02x:%02x\"], cpus: 2, memory_mib: 2048, placement: {folder: vm}}\n",
+			i, i/250, i%250, i/250, i%250)
+	}
+	began := time.Now()
+	c, err := loadText(t, b.String(), Options{})
+	require.NoError(t, err)
+	require.Len(t, c.Computers, 10_001)
+	t.Logf("10,001 computers in %s", time.Since(began))
+}
