@@ -1,0 +1,192 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"berth/osmodules"
+	"berth/osmodules/remote/ssh"
+	"berth/reservation"
+)
+
+// Options are a Module's settings.
+type Options struct {
+	Dialer *ssh.Dialer
+	// ScriptsDir is the folder of the site's own scripts; "" when there are none. It is checked by New and read anew
+	// for each load.
+	ScriptsDir string
+	Logger     zerolog.Logger
+	// Waiting, if not nil, is called with 1 when a wait for a guest begins and with -1 when it ends.
+	Waiting func(delta int)
+}
+
+// Module is the OS module of Linux guests. It implements osmodules.Module and is safe for concurrent use.
+type Module struct {
+	options Options
+	pace    pace
+	root    string // "" but in tests: stands before every path on the guest
+}
+
+// New returns the module, or every fault of the settings, joined.
+func New(options Options) (*Module, error) {
+	var faults []error
+	if options.Dialer == nil {
+		faults = append(faults, errors.New("the Linux module has no dialer: give Options.Dialer"))
+	}
+	if options.ScriptsDir != "" {
+		faults = append(faults, checkScripts(options.ScriptsDir))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	if options.Waiting == nil {
+		options.Waiting = func(int) {}
+	}
+	return &Module{options: options, pace: defaultPace()}, nil
+}
+
+// pace is how often what is tried.
+type pace struct {
+	early, due, late span            // between two dials, begin to begin
+	setup            span            // between two looks at the set-up; the second is reached by and by
+	refused          []time.Duration // after a refused authentication; the last repeats
+	look             time.Duration   // the least that a wait gets, however late its limit is
+	reconnect        time.Duration   // for coming back to a guest that had answered
+	nonce, probe     time.Duration   // limits of the ladder's commands
+	addressWait      int             // seconds for which a public address may be late
+	reconnects       int             // how often a connection may be made again while configuring
+}
+
+func defaultPace() pace {
+	return pace{
+		early:       span{800 * time.Millisecond, 1200 * time.Millisecond},
+		due:         span{250 * time.Millisecond, 700 * time.Millisecond},
+		late:        span{600 * time.Millisecond, 950 * time.Millisecond},
+		setup:       span{time.Second, 3 * time.Second},
+		refused:     []time.Duration{time.Second, 2 * time.Second, 5 * time.Second},
+		look:        30 * time.Second,
+		reconnect:   60 * time.Second,
+		nonce:       15 * time.Second, // VCL OS.pm is_ssh_responding: test command 15 s
+		probe:       60 * time.Second,
+		addressWait: addressWait,
+		reconnects:  3,
+	}
+}
+
+// span is a range of durations.
+type span struct{ from, to time.Duration }
+
+// jittered returns a random duration of the span, so that 1,000 guests are not all tried at once.
+func (s span) jittered() time.Duration {
+	if s.to <= s.from {
+		return s.from
+	}
+	return s.from + rand.N(s.to-s.from)
+}
+
+// sleep waits for d or until ctx ends, which is its error, or until stop is closed, which is none.
+func sleep(ctx context.Context, d time.Duration, stop <-chan struct{}) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-stop:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// What the reporter keeps for a worker that takes over.
+const (
+	keepHostKey  = "linux.hostkey"  // "TYPE SHA256:..." of the pinned key
+	keepReset    = "linux.reset"    // when the power reset was given (RFC 3339)
+	keepBoot     = "linux.boot"     // the boot id of the guest that was up
+	keepAnswered = "linux.answered" // when it was up (RFC 3339)
+	keepAddress  = "linux.address"  // the public address
+	keepStep     = "linux.step."    // and the step's name: how it went
+)
+
+// target returns whom to connect to, with the key that is pinned by now.
+func target(request osmodules.Request, report reservation.Reporter) (ssh.Target, error) {
+	control := request.Reservation.Image.Control
+	if control.Channel != "ssh" {
+		return ssh.Target{}, reservation.Fail("", &reservation.FieldError{Field: "image.control.channel", Value: control.Channel,
+			Remedy: "Linux images are controlled by ssh"})
+	}
+	pin, err := pinned(request, report)
+	if err != nil {
+		return ssh.Target{}, err
+	}
+	user := control.User
+	if user == "" {
+		user = "root"
+	}
+	return ssh.Target{Address: address(request), User: user, Credential: control.Credential, Pin: pin}, nil
+}
+
+func pinned(request osmodules.Request, report reservation.Reporter) (ssh.Pin, error) {
+	if request.HostKey != "" {
+		pin, err := ssh.PinOf(request.HostKey)
+		if err != nil {
+			return ssh.Pin{}, reservation.Fail("the key that the provisioner handed to the guest", err)
+		}
+		return pin, nil
+	}
+	if request.Reservation.Image.Control.HostKey == reservation.HostKeyHanded {
+		return ssh.Pin{}, reservation.Fail("", &reservation.FieldError{Field: "image.control.host_key", Value: reservation.HostKeyHanded,
+			Remedy: fmt.Sprintf("the provisioner handed no key to the guest: write %s, or use a provisioner that hands one", reservation.HostKeyFirst)})
+	}
+	kept := report.Kept(keepHostKey)
+	if kept == "" {
+		return ssh.Pin{}, nil
+	}
+	kind, fingerprint, ok := strings.Cut(kept, " ")
+	if !ok {
+		return ssh.Pin{Fingerprint: kept}, nil
+	}
+	return ssh.Pin{Type: kind, Fingerprint: fingerprint}, nil
+}
+
+// address returns the control address with its port: the computer's own, else the image's, else 22.
+func address(request osmodules.Request) string {
+	given := request.Reservation.Computer.Address
+	if _, err := netip.ParseAddr(given); err != nil {
+		if _, _, err := net.SplitHostPort(given); err == nil {
+			return given
+		}
+	}
+	port := request.Reservation.Image.Control.Port
+	if port == 0 {
+		port = 22
+	}
+	return net.JoinHostPort(given, strconv.Itoa(port))
+}
+
+func (m *Module) logger(request osmodules.Request) zerolog.Logger {
+	return m.options.Logger.With().
+		Str("reservation", request.Reservation.Name).
+		Str("computer", request.Reservation.Computer.Name).
+		Str("image", request.Reservation.Image.String()).
+		Int("attempt", request.Attempt.Number).
+		Str("phase", string(reservation.PhasePostLoad)).
+		Logger()
+}
+
+// round makes a duration fit for a person.
+func round(d time.Duration) time.Duration {
+	if d >= 10*time.Second {
+		return d.Round(time.Second)
+	}
+	return d.Round(100 * time.Millisecond)
+}

@@ -1,0 +1,168 @@
+package linux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"berth/reservation"
+)
+
+const (
+	stagePostLoad = "post-load"
+	// setAll is the set of scripts that every guest gets.
+	setAll = "all"
+	// siteLimit is a site script's limit where it names none (VCL Linux.pm: 300 s for an image's vcl_post_load).
+	siteLimit = 300 * time.Second
+	// siteLimitMost bounds what a script may ask for.
+	siteLimitMost = 24 * time.Hour
+	// siteSizeMost bounds a script: it is sent whole, with each load.
+	siteSizeMost = 1 << 20
+)
+
+// siteScript is one of the site's own scripts.
+type siteScript struct {
+	name      string // "set/NN-name"
+	text      string
+	limit     time.Duration
+	onFailure onFailure
+}
+
+// checkScripts reads every set of the folder, to find a fault at a worker's start rather than in a load.
+func checkScripts(dir string) error {
+	entries, err := os.ReadDir(filepath.Join(dir, stagePostLoad))
+	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(dir); err != nil {
+			return fmt.Errorf("the folder of site scripts: %w", err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the folder of site scripts: %w", err)
+	}
+	var faults []error
+	for _, entry := range entries {
+		if !entry.IsDir() {
+			faults = append(faults, fmt.Errorf("%s is no folder: scripts stand in %s/SET/NN-NAME", filepath.Join(dir, stagePostLoad, entry.Name()), stagePostLoad))
+			continue
+		}
+		if err := reservation.CheckName("site scripts' set", entry.Name()); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		_, err := readSet(dir, entry.Name())
+		faults = append(faults, err)
+	}
+	return errors.Join(faults...)
+}
+
+// readScripts returns the scripts of "all" and of the sets, in the order in which they run. A set that an image names
+// must be there; "all" need not.
+func readScripts(dir string, sets []string) ([]siteScript, error) {
+	var found []siteScript
+	for _, set := range append([]string{setAll}, sets...) {
+		if err := reservation.CheckName("image.post_load.scripts", set); err != nil {
+			return nil, reservation.Fail("", err)
+		}
+		if set == setAll && len(found) > 0 {
+			continue // named by the image, too
+		}
+		scripts, err := readSet(dir, set)
+		if errors.Is(err, os.ErrNotExist) {
+			if set == setAll {
+				continue
+			}
+			return nil, reservation.Fail("", &reservation.FieldError{Field: "image.post_load.scripts", Value: set,
+				Remedy: fmt.Sprintf("there is no folder %s", filepath.Join(dir, stagePostLoad, set))})
+		}
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, scripts...)
+	}
+	return found, nil
+}
+
+func readSet(dir, set string) ([]siteScript, error) {
+	folder := filepath.Join(dir, stagePostLoad, set)
+	entries, err := os.ReadDir(folder) // sorted by name
+	if err != nil {
+		return nil, err
+	}
+	var scripts []siteScript
+	var faults []error
+	for _, entry := range entries {
+		name := entry.Name()
+		if strings.HasPrefix(name, ".") || strings.HasSuffix(name, "~") {
+			continue // an editor's
+		}
+		path := filepath.Join(folder, name)
+		if entry.IsDir() || !scriptName(name) {
+			faults = append(faults, fmt.Errorf("%s: a site script is a file named by two digits, '-' and a-z, 0-9, '.' and '-', such as 10-packages", path))
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		script := siteScript{name: set + "/" + name, text: string(text), limit: siteLimit, onFailure: orWarn}
+		if err := script.readHeader(); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", path, err))
+			continue
+		}
+		scripts = append(scripts, script)
+	}
+	return scripts, errors.Join(faults...)
+}
+
+func scriptName(name string) bool {
+	digit := func(b byte) bool { return b >= '0' && b <= '9' }
+	return len(name) > 3 && digit(name[0]) && digit(name[1]) && name[2] == '-' && reservation.CheckName("", name) == nil
+}
+
+// readHeader reads the "# berth:" line among the first 20 lines.
+func (s *siteScript) readHeader() error {
+	const headerLines = 20
+	if len(s.text) > siteSizeMost {
+		return fmt.Errorf("it is %d bytes long: a script has at most %d", len(s.text), siteSizeMost)
+	}
+	if !strings.HasPrefix(s.text, "#!") {
+		return errors.New("it has no #! line: begin with one, such as #!/bin/sh")
+	}
+	if bytes.IndexByte([]byte(s.text), '\r') >= 0 {
+		return errors.New("it has carriage returns: end lines with a line feed only")
+	}
+	for _, text := range slices.Collect(strings.Lines(s.text))[:min(headerLines, strings.Count(s.text, "\n"))] {
+		header, ok := strings.CutPrefix(strings.TrimSpace(text), "# berth:")
+		if !ok {
+			continue
+		}
+		for _, word := range strings.Fields(header) {
+			key, value, _ := strings.Cut(word, "=")
+			switch key {
+			case "limit":
+				limit, err := time.ParseDuration(value)
+				if err != nil || limit <= 0 || limit > siteLimitMost {
+					return fmt.Errorf("limit is %q: write a duration up to %s, such as 90s", value, siteLimitMost)
+				}
+				s.limit = limit
+			case "on-failure":
+				switch onFailure(value) {
+				case orWarn, orReload, orFail:
+					s.onFailure = onFailure(value)
+				default:
+					return fmt.Errorf("on-failure is %q: write warn, reload or fail", value)
+				}
+			default:
+				return fmt.Errorf("%q is unknown: write limit=DURATION or on-failure=warn|reload|fail", word)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"berth/activities"
+	"berth/internal/catalog"
+	"berth/internal/metrics"
+	"berth/internal/secrets"
+	"berth/osmodules"
+	"berth/osmodules/linux"
+	"berth/osmodules/remote/ssh"
+	"berth/provisioners"
+	"berth/provisioners/vmware"
+	"berth/reservation"
+)
+
+// checkLimit bounds a provisioner's check at the start: a login takes seconds, and a vCenter that does not answer must not
+// hold up the list of faults.
+const checkLimit = 30 * time.Second
+
+// site is what this worker serves of a provisioner type.
+type site struct {
+	provisioner string
+	sites       []catalog.Site // the selected ones
+	queues      []string       // task queues
+}
+
+// modules are what a worker loads and configures computers with, and the queues that it serves with them.
+type modules struct {
+	provisioners map[string]provisioners.Provisioner
+	os           map[reservation.OSFamily]osmodules.Module
+	queues       []string
+	close        []func(context.Context)
+}
+
+// validators returns the checks of a catalog that are particular to a provisioner type.
+func validators() map[string]provisioners.Validator {
+	return map[string]provisioners.Validator{vmware.Type: &vmware.Module{}}
+}
+
+// build makes the modules of the configured provisioner types from the catalog. Its error joins every fault of the
+// catalog, the secrets and the settings. Nothing is reached over the network.
+func build(c config, lookupEnv func(string) (string, bool), log zerolog.Logger, m *metrics.Metrics) (*modules, error) {
+	built := &modules{provisioners: map[string]provisioners.Provisioner{}, os: map[reservation.OSFamily]osmodules.Module{}}
+	if len(c.Provisioners) == 0 {
+		return built, nil
+	}
+	read, err := catalog.Load(c.Catalog, catalog.Options{Validators: validators()})
+	if err != nil {
+		return built, err
+	}
+	log.Info().Str("catalog", c.Catalog).Msg("catalog read: " + read.Summary())
+	served, err := choose(read, c.Provisioners, c.Sites)
+	faults := []error{err}
+
+	store := secrets.NewStore(secrets.Options{Sources: read.Secrets, LookupEnv: lookupEnv, Logger: log})
+	dialer := ssh.NewDialer(ssh.Options{Credential: func(name string) (ssh.Credential, error) { return credential(store, name) }})
+	faults = append(faults, checkSecrets(read, served, store, dialer))
+
+	guests, err := linux.New(linux.Options{Dialer: dialer, ScriptsDir: c.Scripts, Logger: log, Waiting: m.GuestsWaiting})
+	for _, fault := range flatten(err) {
+		faults = append(faults, fmt.Errorf("BERTH_SCRIPTS: %w", fault))
+	}
+	built.os[reservation.Linux] = guests
+	for _, s := range served {
+		built.queues = append(built.queues, s.queues...)
+		switch s.provisioner {
+		case vmware.Type:
+			module, err := vmware.New(vmware.Options{Sites: vcenters(s.sites, store), Logger: log, Observe: m.VSphereCall})
+			if err != nil {
+				faults = append(faults, err)
+				continue
+			}
+			built.provisioners[vmware.Type] = module
+			built.close = append(built.close, module.Close)
+		}
+	}
+	return built, errors.Join(faults...)
+}
+
+// choose returns the sites and queues of each provisioner type. It is a fault to name a site that the catalog does not
+// have, or one of another provisioner, or to serve a type for which nothing is left.
+func choose(c *catalog.Catalog, types, names []string) ([]site, error) {
+	var faults []error
+	of := map[string][]catalog.Site{}
+	for _, s := range c.Sites {
+		of[s.Provisioner] = append(of[s.Provisioner], s)
+	}
+	for _, name := range names {
+		at := slices.IndexFunc(c.Sites, func(s catalog.Site) bool { return s.Name == name })
+		switch {
+		case at < 0:
+			known := make([]string, len(c.Sites))
+			for i, s := range c.Sites {
+				known[i] = s.Name
+			}
+			remedy := "the catalog has the sites " + strings.Join(known, ", ")
+			if nearest := catalog.Nearest(name, known); nearest != "" {
+				remedy = "the catalog has no such site; did you mean " + nearest + "?"
+			}
+			faults = append(faults, &reservation.FieldError{Field: "BERTH_SITES", Value: name, Remedy: remedy})
+		case !slices.Contains(types, c.Sites[at].Provisioner):
+			faults = append(faults, &reservation.FieldError{Field: "BERTH_SITES", Value: name,
+				Remedy: fmt.Sprintf("its provisioner is %s, which BERTH_PROVISIONERS does not name", c.Sites[at].Provisioner)})
+		}
+	}
+	if len(faults) > 0 {
+		return nil, errors.Join(faults...)
+	}
+	var served []site
+	for _, name := range types {
+		s := site{provisioner: name}
+		for _, one := range of[name] {
+			if len(names) == 0 || slices.Contains(names, one.Name) {
+				s.sites = append(s.sites, one)
+				s.queues = append(s.queues, activities.Queue(name, one.Name))
+			}
+		}
+		siteless := slices.ContainsFunc(c.Computers, func(computer reservation.Computer) bool {
+			return computer.Provisioner == name && computer.Site == ""
+		})
+		// Computers without a site are those of the type's only site, if it has one at all.
+		all := len(s.sites) == len(of[name])
+		if all && (len(of[name]) == 1 || siteless) {
+			s.queues = append(s.queues, activities.Queue(name, ""))
+		}
+		if len(s.queues) == 0 {
+			faults = append(faults, &reservation.FieldError{Field: "BERTH_PROVISIONERS", Value: name,
+				Remedy: "there is nothing to serve: the catalog (and BERTH_SITES) leaves it neither a site nor a computer"})
+			continue
+		}
+		served = append(served, s)
+	}
+	return served, errors.Join(faults...)
+}
+
+// checkSecrets reads every secret that serving needs, and parses the private keys among them.
+func checkSecrets(c *catalog.Catalog, served []site, store *secrets.Store, dialer *ssh.Dialer) error {
+	var types, sites []string
+	for _, s := range served {
+		types = append(types, s.provisioner)
+		for _, one := range s.sites {
+			sites = append(sites, one.Name)
+		}
+	}
+	var faults []error
+	unreadable := map[string]bool{}
+	for _, name := range c.SecretsOf(types, sites) {
+		if err := store.Check(name); err != nil {
+			faults = append(faults, err)
+			unreadable[name] = true
+		}
+	}
+	logins := map[string]bool{}
+	for _, image := range c.Images {
+		if image.Control.Channel == "ssh" && slices.ContainsFunc(types, func(name string) bool { return image.Sources[name] != nil }) {
+			logins[image.Control.Credential] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(logins)) {
+		if !unreadable[name] {
+			faults = append(faults, dialer.CheckCredential(name))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// credential turns a secret into what SSH logs in with: a private key if it is one, a password otherwise.
+func credential(store *secrets.Store, name string) (ssh.Credential, error) {
+	value, err := store.Bytes(name)
+	if err != nil {
+		return ssh.Credential{}, err
+	}
+	if !bytes.HasPrefix(bytes.TrimSpace(value), []byte("-----BEGIN ")) {
+		return ssh.Credential{Password: string(value)}, nil
+	}
+	passphrase, err := store.Passphrase(name)
+	return ssh.Credential{PrivateKey: value, Passphrase: passphrase}, err
+}
+
+func vcenters(sites []catalog.Site, store *secrets.Store) []vmware.Site {
+	var all []vmware.Site
+	for _, s := range sites {
+		all = append(all, vmware.Site{
+			Name: s.Name, URL: s.VMware.URL, User: s.VMware.User,
+			Password: func() (string, error) { return store.Text(s.VMware.Credential) },
+			CAFile:   s.VMware.CAFile, Thumbprint: s.VMware.Thumbprint, Insecure: s.VMware.Insecure, Datacenter: s.VMware.Datacenter,
+			Clones: s.VMware.Clones, ClonesPerHost: s.VMware.ClonesPerHost,
+		})
+	}
+	return all
+}
+
+// check asks every module whether it can reach what it serves. A fault that is no verdict may have passed at the next
+// start.
+func (m *modules) check(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	var faults []error
+	for _, name := range slices.Sorted(maps.Keys(m.provisioners)) {
+		checker, ok := m.provisioners[name].(provisioners.Checker)
+		if !ok {
+			continue
+		}
+		for _, err := range flatten(checker.Check(ctx)) {
+			faults = append(faults, passing{fmt.Errorf("provisioner %s: %w", name, err)})
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// end closes the modules. It may be called again.
+func (m *modules) end(ctx context.Context) {
+	for _, end := range m.close {
+		end(ctx)
+	}
+}
