@@ -2,6 +2,7 @@ package activities
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/temporal"
 
 	"berth/provisioners"
 	"berth/reservation"
@@ -65,11 +67,13 @@ func newPhase(ctx context.Context, options Options, request PhaseRequest) *phase
 func margin(limit time.Duration) time.Duration { return min(limit/20, time.Second) }
 
 // start beats until the returned function is called, and returns the phase's context. The context's cause tells why it
-// ended: provisioners.HandOver when this worker stops, context.DeadlineExceeded when the phase has outlived its limit.
-func (p *phase) start(ctx context.Context, beatEvery func() time.Duration) (context.Context, context.CancelFunc) {
-	ctx, handOver := context.WithCancelCause(ctx)
+// ended: provisioners.HandOver when another worker is to go on or does already, context.DeadlineExceeded when the phase has
+// outlived its limit, anything else when it was cancelled.
+func (p *phase) start(activityCtx context.Context, beatEvery func() time.Duration) (context.Context, context.CancelFunc) {
+	ctx, end := context.WithCancelCause(context.WithoutCancel(activityCtx))
+	detach := context.AfterFunc(activityCtx, func() { end(endOf(context.Cause(activityCtx))) })
 	ctx, cancel := context.WithDeadline(ctx, p.deadline)
-	stopping := activity.GetWorkerStopChannel(ctx)
+	stopping := activity.GetWorkerStopChannel(activityCtx)
 	go func() {
 		next := time.NewTimer(firstBeat)
 		defer next.Stop()
@@ -79,7 +83,7 @@ func (p *phase) start(ctx context.Context, beatEvery func() time.Duration) (cont
 				return
 			case <-stopping:
 				p.sendBeat()
-				handOver(provisioners.HandOver{})
+				end(provisioners.HandOver{})
 				return
 			case <-next.C:
 				p.sendBeat()
@@ -88,9 +92,20 @@ func (p *phase) start(ctx context.Context, beatEvery func() time.Duration) (cont
 		}
 	}()
 	return ctx, func() {
+		detach()
 		cancel()
-		handOver(nil)
+		end(nil)
 	}
+}
+
+// endOf maps why the SDK ended an activity's context to why the phase's ends. Only a cancel asked for by the workflow stops
+// what runs in a control plane. Where the server knows this try no more, has paused or reset it, or could not be reached
+// for too long, a successor goes on with what runs.
+func endOf(cause error) error {
+	if temporal.IsCanceledError(cause) || errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return provisioners.HandOver{}
 }
 
 func (p *phase) sendBeat() { p.beat(p.snapshot()) }
