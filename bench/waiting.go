@@ -1,6 +1,156 @@
 package main
 
-import "context"
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
 
-func measureWaiting(context.Context, bool, map[string]float64) error { return nil }
-func measureVSphere(context.Context, bool, map[string]float64) error { return nil }
+	"go.temporal.io/sdk/client"
+	"golang.org/x/sync/errgroup"
+
+	"berth/reservation"
+)
+
+// measureWaiting lets many loads wait for their guests in one worker process: what they weigh, how soon an answer is
+// noticed, and whether a heartbeat is missed.
+func measureWaiting(ctx context.Context, quick bool, figures map[string]float64) error {
+	loads, late := 1000, 4*time.Minute
+	if quick {
+		loads, late = 100, 30*time.Second
+	}
+	l, err := startLab(ctx, loads, fmt.Sprintf("vcenter: {clones: 64, clones_per_host: 64}\ndefaults: {late: %s}\n", late))
+	if err != nil {
+		return err
+	}
+	defer l.stop()
+	computers := l.catalog.Computers
+	idle, err := l.idle(ctx)
+	if err != nil {
+		return err
+	}
+
+	began := time.Now()
+	runs := make([]client.WorkflowRun, len(computers))
+	var group errgroup.Group
+	group.SetLimit(16)
+	for i, computer := range computers {
+		group.Go(func() (err error) {
+			runs[i], err = l.reserve(ctx, computer.Name)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := until(ctx, time.Second, func() (bool, error) {
+		n, err := l.count(ctx, reservation.PhasePostLoad)
+		return n == len(computers), err
+	}); err != nil {
+		return err
+	}
+	started := time.Since(began)
+	var weights []float64
+	for range 10 {
+		weight, err := residentMiB(l.worker.Pid())
+		if err != nil {
+			return err
+		}
+		weights = append(weights, weight)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+	now, err := l.siteStatus(ctx)
+	if err != nil {
+		return err
+	}
+	for _, guest := range now.Guests {
+		if guest.Answering {
+			return fmt.Errorf("guest %s answers before all loads wait: the guests are too early for this machine", guest.Name)
+		}
+	}
+	if err := until(ctx, time.Second, func() (bool, error) {
+		n, err := l.count(ctx, reservation.PhaseReady)
+		if err == nil && n < len(computers) {
+			var over int
+			if over, err = l.over(ctx); err == nil && over > 0 {
+				return false, fmt.Errorf("%d of the loads did not become ready", over)
+			}
+		}
+		return n == len(computers), err
+	}); err != nil {
+		return err
+	}
+	after, err := l.siteStatus(ctx)
+	if err != nil {
+		return err
+	}
+	var connected, noticed []time.Duration
+	for _, guest := range after.Guests {
+		connected = append(connected, guest.Connected.Sub(guest.Opened))
+		noticed = append(noticed, guest.FirstLogin.Sub(guest.Opened))
+	}
+	missed := 0
+	for _, run := range runs {
+		status, err := l.status(ctx, run)
+		if err != nil {
+			return err
+		}
+		for _, phase := range status.Phases {
+			missed += phase.Lost
+		}
+		if status.Attempt.Number != 1 {
+			return fmt.Errorf("%s needed attempt %d", status.Computer, status.Attempt.Number)
+		}
+	}
+	perLoad := (median(weights) - idle) / float64(len(computers))
+	figures["waiting_mib_per_load"] = perLoad
+	figures["notice_p95_ms"] = float64(percentile(noticed, 95).Milliseconds())
+	figures["heartbeats_missed"] = float64(missed)
+	fmt.Printf("\n%d loads waiting in one production worker process (all in their PostLoad %s after the first reserve):\n\n", len(computers), started.Round(time.Second))
+	fmt.Printf("| what | value |\n|---|---|\n")
+	fmt.Printf("| resident memory, idle worker | %.1f MiB |\n| with all of them waiting | %.1f MiB |\n| a waiting load | %.3f MiB |\n", idle, median(weights), perLoad)
+	fmt.Printf("| from the guest's port opening to our connection, median / 95th percentile | %s / %s |\n", ms(median(connected)), ms(percentile(connected, 95)))
+	fmt.Printf("| from the guest's port opening to our login, median / 95th percentile / most | %s / %s / %s |\n", ms(median(noticed)), ms(percentile(noticed, 95)), ms(percentile(noticed, 100)))
+	fmt.Printf("| heartbeats missed, or phases tried again | %d |\n", missed)
+	return nil
+}
+
+func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+
+// idle waits until the worker has come to rest and returns its resident memory.
+func (l *lab) idle(ctx context.Context) (float64, error) {
+	var weight float64
+	calm := 0
+	err := until(ctx, 500*time.Millisecond, func() (bool, error) {
+		now, err := residentMiB(l.worker.Pid())
+		if now > weight+0.5 || now < weight-0.5 {
+			calm = 0
+		}
+		weight = now
+		calm++
+		return calm > 6, err
+	})
+	return weight, err
+}
+
+// residentMiB returns a process's resident memory in MiB (proc(5), status: VmRSS).
+func residentMiB(pid int) (float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
+		var kib float64
+		if n, _ := fmt.Sscanf(lines.Text(), "VmRSS: %f kB", &kib); n == 1 {
+			return kib / 1024, nil
+		}
+	}
+	return 0, errors.New("no VmRSS: this measurement needs Linux")
+}

@@ -17,7 +17,8 @@ listening() {
 	*:*) here="[$address]:$PORT" any="[::]:$PORT" ;;
 	*) here="$address:$PORT" any="0.0.0.0:$PORT" ;;
 	esac
-	printf '%s\n' "$1" | sed -n 's/^listenaddress //p' | {
+	# In parentheses: a shell may run a pipe's last part in its own process, and exit would end the whole script.
+	printf '%s\n' "$1" | sed -n 's/^listenaddress //p' | (
 		found=1
 		while IFS= read -r listens; do
 			case $listens in
@@ -25,7 +26,7 @@ listening() {
 			esac
 		done
 		exit $found
-	}
+	)
 }
 
 note=

@@ -1,0 +1,8 @@
+// Package simsite is a simulated site: a vCenter (govmomi's simulator behind real TLS, with user and password checked)
+// and a guest for each VM that follows the VM's power state and speaks real SSH on a loopback address. A script says how
+// each computer and the vCenter behave: late, silent, rebooting, a wrong key, clones that fail. Tests use it in-process
+// (Start); the demonstration and Compose run it as a program of its own (simsite serve).
+//
+// A guest's files, commands and shell are those of package guestos: nothing of the machine that runs the simulation can
+// be reached from a guest.
+package simsite

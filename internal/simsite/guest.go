@@ -1,0 +1,631 @@
+package simsite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
+	"golang.org/x/crypto/ssh"
+
+	"berth/internal/simsite/guestos"
+)
+
+// load is one call that clones to a computer's name: it decides how the guest behaves.
+type load struct {
+	number     int // from 0
+	behaviours Behaviours
+	defaults   Behaviour
+}
+
+// behaviour is that of the load, or of its first boot.
+func (l *load) behaviour() Behaviour { return l.boot(0) }
+
+// boot is how the n-th boot of the load's clone goes, from 0.
+func (l *load) boot(n int) Behaviour {
+	if len(l.behaviours.Boots) > 0 {
+		return at(l.behaviours.Boots, n).over(l.defaults)
+	}
+	return at(l.behaviours.Loads, l.number).over(l.defaults)
+}
+
+// guest is the operating system of one clone. It follows the VM's power state.
+type guest struct {
+	site    *Site
+	name    string
+	ref     types.ManagedObjectReference
+	address string // "" when the VM's name is no computer of the site's: nobody can reach it
+	image   *guestos.Image
+	load    *load
+
+	template, snapshot string
+	linked             bool
+
+	mu        sync.Mutex
+	machine   *guestos.Machine // nil before the first power-on
+	powered   bool
+	reset     bool // a reset is under way
+	wasCycled bool // it was powered off and on again
+	boots     int
+	rebooted  int
+	boot      *boot
+	mark      string
+	wrong     ssh.Signer
+	gone      bool
+}
+
+// boot is the guest's time from one start of its kernel to its end.
+type boot struct {
+	guest     *guest
+	number    int
+	behaviour Behaviour
+	began     time.Time
+	ctx       context.Context
+	cancel    context.CancelFunc
+
+	mu       sync.Mutex
+	listener net.Listener
+	conns    map[net.Conn]struct{}
+	opened   time.Time // its port
+	login    time.Time // the first one that succeeded
+	banner   time.Time // the first connection
+	hung     chan struct{}
+	fault    string
+}
+
+func (s *Site) newGuest(name string, ref types.ManagedObjectReference, l *load, image *guestos.Image) *guest {
+	g := &guest{site: s, name: name, ref: ref, image: image, load: l}
+	s.mu.Lock()
+	if c, ok := s.computers[name]; ok {
+		g.address = c.Address
+	}
+	s.mu.Unlock()
+	return g
+}
+
+// next is how the boot that comes next goes.
+func (g *guest) next() Behaviour {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.load.boot(g.boots)
+}
+
+func (g *guest) resetting(on bool) {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	g.reset = on
+	g.mu.Unlock()
+	if on {
+		g.site.count(g.name, func(c *Counts) { c.Resets++ })
+	}
+}
+
+func (g *guest) setMark(mark string) {
+	g.mu.Lock()
+	g.mark = mark
+	g.mu.Unlock()
+}
+
+// powerOn starts the guest. It is called under locks of the simulator's and must not wait.
+func (g *guest) powerOn(h hardware) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.powered || g.gone {
+		return
+	}
+	g.powered = true
+	g.mark = h.mark
+	g.wasCycled = g.boots > 0
+	if !g.reset {
+		g.site.count(g.name, func(c *Counts) { c.PowerOns++ })
+	}
+	if g.image == nil {
+		return // an empty disk: it is on, and nothing starts
+	}
+	b := g.load.boot(g.boots)
+	if g.machine == nil {
+		g.machine = guestos.New(guestos.Options{Image: g.image, Name: g.name, Interfaces: g.interfaces(h.macs), Offset: b.ClockOffset.Std(), Port: g.port(),
+			Hooks: guestos.Hooks{Reboot: func() { g.restart() }, PowerOff: func() { g.die(diesOff) }, CloudInit: g.cloudInit, Executing: g.executing}})
+	}
+	if h.hostKey != "" {
+		if err := g.machine.SetHostKey([]byte(h.hostKey)); err != nil {
+			g.site.log.Warn().Str("computer", g.name).Err(err).Msg("the host key in the VM's configuration is none")
+		}
+	}
+	g.start(b, b.Late.Std())
+}
+
+func (g *guest) port() int {
+	if a, err := netip.ParseAddrPort(g.address); err == nil {
+		return int(a.Port())
+	}
+	return 22
+}
+
+// interfaces are the guest's: one a card. The last has the public address and the default route; one that is not the last
+// is private. The control address is the loopback of the machine that runs the simulation, and on no card.
+func (g *guest) interfaces(macs []string) []guestos.Interface {
+	all := []guestos.Interface{{Name: "lo", MAC: "00:00:00:00:00:00", Address: netip.MustParsePrefix("127.0.0.1/8")}}
+	n := g.site.index(g.name) + 2
+	for i, mac := range macs {
+		card := guestos.Interface{Name: fmt.Sprintf("ens%d", 192+32*i), MAC: mac}
+		if i == len(macs)-1 {
+			card.Address = netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(n >> 8), byte(n)}), 15) // RFC 2544: for tests
+			card.Default = netip.AddrFrom4([4]byte{198, 18, 0, 1})
+		} else {
+			card.Address = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(77 + i), byte(n >> 8), byte(n)}), 16)
+		}
+		all = append(all, card)
+	}
+	return all
+}
+
+// start begins a boot whose port opens after a while. The guest's lock must be held.
+func (g *guest) start(b Behaviour, late time.Duration) {
+	ctx, cancel := context.WithCancel(g.site.ctx)
+	g.machine.Boot()
+	if b.KeyChanges && g.boots > 0 {
+		_ = g.machine.ForgetHostKey()
+	}
+	g.boots++
+	t := &boot{guest: g, number: g.boots, behaviour: b, began: time.Now(), ctx: ctx, cancel: cancel, conns: map[net.Conn]struct{}{}, hung: make(chan struct{})}
+	g.boot = t
+	silent := b.Silent || b.AnswersAfterReset && !g.wasCycled
+	if silent || g.address == "" {
+		return
+	}
+	timer := time.AfterFunc(late, t.open)
+	context.AfterFunc(ctx, func() { timer.Stop() })
+}
+
+// powerOff ends the guest at once, as pulling the plug does.
+func (g *guest) powerOff() {
+	g.mu.Lock()
+	t := g.boot
+	was := g.powered
+	g.boot, g.powered = nil, false
+	reset := g.reset
+	g.mu.Unlock()
+	if was && !reset {
+		g.site.count(g.name, func(c *Counts) { c.PowerOffs++ })
+	}
+	if t != nil {
+		t.end()
+	}
+}
+
+// destroy forgets the guest's disk.
+func (g *guest) destroy() {
+	g.powerOff()
+	g.mu.Lock()
+	g.gone = true
+	g.machine = nil
+	g.mu.Unlock()
+	g.site.count(g.name, func(c *Counts) { c.Destroys++ })
+}
+
+// restart reboots the guest from within. It returns at once.
+func (g *guest) restart() {
+	g.site.group.Go(func() {
+		g.mu.Lock()
+		t := g.boot
+		g.mu.Unlock()
+		if t == nil {
+			return
+		}
+		t.end()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.boot != t || g.machine == nil {
+			return // its power went in the meantime
+		}
+		g.rebooted++
+		g.site.count(g.name, func(c *Counts) { c.Reboots++ })
+		b := g.load.boot(g.boots)
+		takes := b.RebootTakes.Std()
+		if takes == 0 {
+			takes = 300 * time.Millisecond
+		}
+		g.start(b, takes)
+	})
+}
+
+// die ends the guest the way the script says.
+func (g *guest) die(how string) {
+	g.mu.Lock()
+	t := g.boot
+	g.mu.Unlock()
+	if t == nil {
+		return
+	}
+	if how == diesHang {
+		t.hang()
+		return
+	}
+	g.site.group.Go(func() {
+		if err := g.site.vcenter.switchOff(g.ref); err != nil {
+			g.site.log.Debug().Str("computer", g.name).Err(err).Msg("a guest that died was off already")
+		}
+	})
+}
+
+// current returns the boot that goes on, or nil.
+func (g *guest) current() *boot {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.boot
+}
+
+func (g *guest) cloudInit() guestos.CloudInit {
+	g.mu.Lock()
+	t, rebooted := g.boot, g.rebooted
+	g.mu.Unlock()
+	if t == nil {
+		return guestos.CloudInit{}
+	}
+	t.mu.Lock()
+	opened := t.opened
+	t.mu.Unlock()
+	b := t.behaviour
+	return guestos.CloudInit{Running: rebooted < b.Reboots || opened.IsZero() || time.Since(opened) < b.SlowCloudInit.Std(), Error: b.CloudInitError}
+}
+
+// executing is asked before a command runs.
+func (g *guest) executing(_ context.Context, command string) bool {
+	t := g.current()
+	if t == nil {
+		return false
+	}
+	if t.behaviour.DiesIn != "" && t.behaviour.DiesIn == command {
+		g.die(t.behaviour.Dies)
+		return false
+	}
+	return true
+}
+
+// open opens the port: from here on the guest answers.
+func (t *boot) open() {
+	g := t.guest
+	listener, err := (&net.ListenConfig{}).Listen(t.ctx, "tcp", g.address)
+	if err != nil {
+		if t.ctx.Err() != nil {
+			return
+		}
+		t.mu.Lock()
+		t.fault = err.Error()
+		t.mu.Unlock()
+		g.site.log.Warn().Str("computer", g.name).Err(err).Msg("the guest's port cannot be opened; trying again")
+		timer := time.AfterFunc(200*time.Millisecond, t.open)
+		context.AfterFunc(t.ctx, func() { timer.Stop() })
+		return
+	}
+	t.mu.Lock()
+	if t.ctx.Err() != nil {
+		t.mu.Unlock()
+		listener.Close()
+		return
+	}
+	t.listener, t.opened, t.fault = listener, time.Now(), ""
+	t.mu.Unlock()
+	g.site.group.Go(func() { t.accept(listener) })
+	g.site.group.Go(func() { g.machineNow().StartUnits(t.ctx) })
+
+	after := func(d time.Duration, do func()) {
+		timer := time.AfterFunc(d, do)
+		context.AfterFunc(t.ctx, func() { timer.Stop() })
+	}
+	b := t.behaviour
+	g.mu.Lock()
+	again := g.rebooted < b.Reboots
+	g.mu.Unlock()
+	if again {
+		d := b.RebootsAfter.Std()
+		if d == 0 {
+			d = time.Second
+		}
+		after(d, g.restart)
+	} else if b.DiesAfter > 0 {
+		after(b.DiesAfter.Std(), func() { g.die(b.Dies) })
+	}
+}
+
+func (g *guest) machineNow() *guestos.Machine {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.machine == nil {
+		return guestos.New(guestos.Options{Image: g.image}) // it was destroyed this moment: whatever asks talks to an empty room
+	}
+	return g.machine
+}
+
+// end closes the port and resets every connection.
+func (t *boot) end() {
+	t.cancel()
+	t.mu.Lock()
+	listener := t.listener
+	t.listener = nil
+	conns := t.conns
+	t.conns = map[net.Conn]struct{}{}
+	t.mu.Unlock()
+	if listener != nil {
+		listener.Close()
+	}
+	for conn := range conns {
+		drop(conn)
+	}
+}
+
+// drop resets a connection: the peer gets an error, not an end.
+func drop(conn net.Conn) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = conn.Close()
+}
+
+func (t *boot) hang() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case <-t.hung:
+	default:
+		close(t.hung)
+	}
+}
+
+func (t *boot) isHung() bool {
+	select {
+	case <-t.hung:
+		return true
+	default:
+		return false
+	}
+}
+
+func (t *boot) accept(listener net.Listener) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			if t.ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				t.guest.site.pause(10 * time.Millisecond) // out of descriptors, perhaps
+				continue
+			}
+			return
+		}
+		t.mu.Lock()
+		if t.ctx.Err() != nil {
+			t.mu.Unlock()
+			drop(conn)
+			return
+		}
+		t.conns[conn] = struct{}{}
+		if t.banner.IsZero() {
+			t.banner = time.Now()
+		}
+		t.mu.Unlock()
+		t.guest.site.count(t.guest.name, func(c *Counts) { c.Connections++ })
+		t.guest.site.group.Go(func() {
+			defer func() {
+				t.mu.Lock()
+				delete(t.conns, conn)
+				t.mu.Unlock()
+				_ = conn.Close()
+			}()
+			t.serve(conn)
+		})
+	}
+}
+
+// gate is a connection of a guest that may hang: then it takes and gives nothing more, and stays open.
+type gate struct {
+	net.Conn
+	t *boot
+}
+
+func (g gate) wait() error {
+	if g.t.isHung() {
+		<-g.t.ctx.Done()
+		return net.ErrClosed
+	}
+	return nil
+}
+
+func (g gate) Read(p []byte) (int, error) {
+	n, err := g.Conn.Read(p)
+	if hung := g.wait(); hung != nil {
+		return 0, hung
+	}
+	return n, err
+}
+
+func (g gate) Write(p []byte) (int, error) {
+	if err := g.wait(); err != nil {
+		return 0, err
+	}
+	return g.Conn.Write(p)
+}
+
+// signer returns the host key that this boot shows.
+func (t *boot) signer() (ssh.Signer, error) {
+	g := t.guest
+	if !t.behaviour.WrongKey {
+		return g.machineNow().HostKey()
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.wrong == nil {
+		signer, err := guestos.NewSigner()
+		if err != nil {
+			return nil, err
+		}
+		g.wrong = signer
+	}
+	return g.wrong, nil
+}
+
+func (t *boot) serve(conn net.Conn) {
+	b := t.behaviour
+	if b.Refuses == refusesConnections {
+		drop(conn)
+		return
+	}
+	if b.BannerHang || t.isHung() {
+		<-t.ctx.Done()
+		return
+	}
+	machine := t.guest.machineNow()
+	signer, err := t.signer()
+	if err != nil {
+		t.guest.site.log.Error().Str("computer", t.guest.name).Err(err).Msg("no host key")
+		return
+	}
+	allowed := func() error {
+		t.mu.Lock()
+		opened := t.opened
+		t.mu.Unlock()
+		if b.Refuses == refusesLogins || time.Since(opened) < b.AuthLate.Std() {
+			return errors.New("not yet")
+		}
+		return nil
+	}
+	config := &ssh.ServerConfig{
+		ServerVersion: "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3",
+		PublicKeyCallback: func(c ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+			if err := allowed(); err != nil {
+				return nil, err
+			}
+			if !machine.Authorized(c.User(), key) {
+				return nil, errors.New("key not authorized")
+			}
+			return nil, nil
+		},
+		PasswordCallback: func(c ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
+			if err := allowed(); err != nil {
+				return nil, err
+			}
+			if !machine.PasswordLogin(c.User()) || !machine.CheckPassword(c.User(), string(password)) {
+				return nil, errors.New("wrong password")
+			}
+			return nil, nil
+		},
+	}
+	config.AddHostKey(signer)
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Minute)) // sshd's LoginGraceTime
+	server, channels, requests, err := ssh.NewServerConn(gate{conn, t}, config)
+	if err != nil {
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	t.mu.Lock()
+	if t.login.IsZero() {
+		t.login = time.Now()
+	}
+	t.mu.Unlock()
+	t.guest.site.count(t.guest.name, func(c *Counts) { c.Logins++ })
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	go ssh.DiscardRequests(requests)
+	for channel := range channels {
+		if channel.ChannelType() != "session" {
+			_ = channel.Reject(ssh.UnknownChannelType, "only sessions here")
+			continue
+		}
+		ch, requests, err := channel.Accept()
+		if err != nil {
+			return
+		}
+		sessions.Go(func() { t.session(server, machine, ch, requests) })
+	}
+}
+
+// session serves one session: environment, then a command or a shell.
+func (t *boot) session(conn *ssh.ServerConn, machine *guestos.Machine, ch ssh.Channel, requests <-chan *ssh.Request) {
+	defer ch.Close()
+	remote, local := conn.RemoteAddr().(*net.TCPAddr), conn.LocalAddr().(*net.TCPAddr)
+	env := []string{fmt.Sprintf("SSH_CONNECTION=%s %d %s %d", remote.IP, remote.Port, local.IP, local.Port),
+		fmt.Sprintf("SSH_CLIENT=%s %d %d", remote.IP, remote.Port, local.Port)}
+	for request := range requests {
+		line := ""
+		switch request.Type {
+		case "env":
+			var v struct{ Name, Value string }
+			if ssh.Unmarshal(request.Payload, &v) == nil && (v.Name == "LANG" || strings.HasPrefix(v.Name, "LC_")) {
+				env = append(env, v.Name+"="+v.Value)
+			}
+			_ = request.Reply(true, nil)
+			continue
+		case "pty-req":
+			_ = request.Reply(true, nil)
+			continue
+		case "exec":
+			var v struct{ Command string }
+			if t.behaviour.Refuses == refusesCommands || ssh.Unmarshal(request.Payload, &v) != nil {
+				_ = request.Reply(false, nil)
+				continue
+			}
+			line = v.Command
+		case "shell":
+			if t.behaviour.Refuses == refusesCommands {
+				_ = request.Reply(false, nil)
+				continue
+			}
+			line = "sh -s"
+		default:
+			_ = request.Reply(false, nil)
+			continue
+		}
+		_ = request.Reply(true, nil)
+		go ssh.DiscardRequests(requests)
+		t.guest.site.count(t.guest.name, func(c *Counts) { c.Commands++ })
+		status := t.run(machine, line, ch, env)
+		_, _ = ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)})) //nolint:gosec // 0 to 255
+		return
+	}
+}
+
+// run runs one command line. It goes on when the client is lost, as it does under sshd, and ends with the boot.
+func (t *boot) run(machine *guestos.Machine, line string, ch ssh.Channel, env []string) int {
+	const killed = 137
+	began := time.Now()
+	if text := t.behaviour.DiesIn; text != "" && strings.Contains(line, text) && !slices.Contains(guestos.Commands(), text) {
+		t.guest.die(t.behaviour.Dies)
+		<-t.ctx.Done()
+		return killed
+	}
+	// The interpreter reads its input from a file of the system's: a reader of ours would be drained ahead of the script.
+	in, feed, err := os.Pipe()
+	if err != nil {
+		return killed
+	}
+	defer in.Close()
+	stop := context.AfterFunc(t.ctx, func() { _ = in.Close() })
+	defer stop()
+	go func() {
+		_, _ = io.Copy(feed, ch)
+		_ = feed.Close()
+	}()
+	status := machine.Run(t.ctx, line, in, ch, ch.Stderr(), env)
+	if d := t.behaviour.ExecTakes.Std() - time.Since(began); d > 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-t.ctx.Done():
+			return killed
+		}
+	}
+	if t.isHung() {
+		<-t.ctx.Done()
+	}
+	return status
+}

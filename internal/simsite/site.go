@@ -1,0 +1,670 @@
+package simsite
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/vmware/govmomi/vim25"
+	"golang.org/x/crypto/ssh"
+
+	"berth/internal/simsite/guestos"
+)
+
+// User is who logs in to the simulated vCenter.
+const User = "berth@vsphere.local"
+
+// Options say what Start starts. The zero value is a site of one computer that works.
+type Options struct {
+	// Dir holds the site's keys, its password, its certificate and the catalog; they are made if they are not there.
+	// "" takes a new temporary folder, which Stop removes.
+	Dir string
+	// Script says what there is and how it behaves; nil is a script without anything. Without templates there is one,
+	// debian12-template with the snapshots r1 to r3.
+	Script *Script
+	// Computers adds as many computers that work, after those of the script: vm-01, vm-02 and so on, skipping names that
+	// are taken. A site with no computer at all gets one.
+	Computers int
+	// Listen is the vCenter's address; "" is 127.0.0.1 and a free port. It must be a loopback address.
+	Listen string
+	// Control is the address of the control API; "" is none, "127.0.0.1:0" takes a free port. It must be a loopback address.
+	Control string
+	// Guests is where the first computer's guest answers; each further one takes the port after it. "" takes a loopback
+	// address that nobody uses (on Linux all of 127.0.0.0/8 is there), and ports from 22001.
+	Guests string
+	Logger zerolog.Logger
+}
+
+// Counts are what happened to the VM of a name, over all clones of that name.
+type Counts struct {
+	CloneCalls  int `json:"clone_calls"` // calls of CloneVM_Task that made a task
+	Clones      int `json:"clones"`      // clones that were made
+	PowerOns    int `json:"power_ons"`   // without those of resets
+	PowerOffs   int `json:"power_offs"`  // likewise
+	Resets      int `json:"resets"`
+	Destroys    int `json:"destroys"`
+	Reboots     int `json:"reboots"`     // from within the guest
+	Connections int `json:"connections"` // to the guest's port
+	Logins      int `json:"logins"`      // by SSH that succeeded
+	Commands    int `json:"commands"`    // run by SSH
+}
+
+// Guest is how a computer's guest stands.
+type Guest struct {
+	Name      string `json:"name"`
+	Address   string `json:"address,omitempty"`
+	VM        string `json:"vm"` // the managed object's ID
+	Template  string `json:"template"`
+	Snapshot  string `json:"snapshot,omitempty"`
+	Linked    bool   `json:"linked"`
+	Mark      string `json:"mark,omitempty"`
+	Power     string `json:"power"`          // on or off
+	Load      int    `json:"load"`           // which load of the name it is, from 1
+	Boots     int    `json:"boots"`          // of this clone
+	Answering bool   `json:"answering"`      // its port is open
+	Hung      bool   `json:"hung,omitempty"` // it died and stays powered on
+	BootID    string `json:"boot_id,omitempty"`
+	Hostname  string `json:"hostname,omitempty"`
+	HostKey   string `json:"host_key,omitempty"` // fingerprint of the key on its disk
+	Fault     string `json:"fault,omitempty"`    // why its port is not open though it should be
+
+	PoweredOn  time.Time `json:"powered_on,omitzero"`  // this boot's begin
+	Opened     time.Time `json:"opened,omitzero"`      // when its port opened: from here on it answers
+	Connected  time.Time `json:"connected,omitzero"`   // the first connection of this boot
+	FirstLogin time.Time `json:"first_login,omitzero"` // the first login of this boot that succeeded
+}
+
+// Status is how the whole site stands.
+type Status struct {
+	Guests []Guest           `json:"guests"` // one for each clone, by name
+	Counts map[string]Counts `json:"counts"` // by the VM's name
+	Calls  map[string]int    `json:"calls"`  // of the vSphere API, by method
+}
+
+// Site is a simulated site that runs. It is safe for concurrent use.
+type Site struct {
+	log           zerolog.Logger
+	dir           string
+	temporary     bool
+	keep          *keep
+	authorizedKey string
+	script        Script
+	ctx           context.Context
+	cancel        context.CancelFunc
+	group         group
+	vcenter       *vcenter
+	servers       []*http.Server
+	url           string
+	control       string
+
+	mu        sync.Mutex
+	computers map[string]Computer
+	order     []string
+	counts    map[string]*Counts
+	loads     map[string]int
+	nextGuest netip.AddrPort
+	stopped   bool
+	failed    error
+}
+
+// group waits for goroutines, and takes no more once it waits.
+type group struct {
+	mu     sync.Mutex
+	closed bool
+	wait   sync.WaitGroup
+}
+
+// Go runs f unless the group waits already.
+func (g *group) Go(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.wait.Go(f)
+	}
+}
+
+// Wait refuses further goroutines and waits for those that run.
+func (g *group) Wait() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.wait.Wait()
+}
+
+// Start starts a site: its vCenter serves and the catalog is written when it returns. The site ends with Stop; when ctx
+// ends, its servers and guests do.
+func Start(ctx context.Context, o Options) (*Site, error) {
+	s := &Site{log: o.Logger, computers: map[string]Computer{}, counts: map[string]*Counts{}, loads: map[string]int{}}
+	if o.Script != nil {
+		s.script = *o.Script
+	}
+	if len(s.script.Templates) == 0 {
+		s.script.Templates = []Template{{Name: "debian12-template", Distribution: guestos.Debian12, Snapshots: []string{"r1", "r2", "r3"}}}
+	}
+	if err := s.script.Check(); err != nil {
+		return nil, err
+	}
+	listen, control := o.Listen, o.Control
+	if listen == "" {
+		listen = "127.0.0.1:0"
+	}
+	for name, address := range map[string]string{"listen": listen, "control": control, "guests": o.Guests} {
+		if err := checkLoopback(address); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	var err error
+	if s.nextGuest, err = guestBase(o.Guests); err != nil {
+		return nil, err
+	}
+	s.dir = o.Dir
+	if s.dir == "" {
+		if s.dir, err = os.MkdirTemp("", "simsite-"); err != nil {
+			return nil, err
+		}
+		s.temporary = true
+	}
+	ok := false
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	defer func() {
+		if !ok {
+			s.Stop()
+		}
+	}()
+	if s.keep, err = openKeep(s.dir); err != nil {
+		return nil, err
+	}
+	s.authorizedKey = s.keep.authorizedKey
+	if err := s.AddComputers(s.script.Computers...); err != nil {
+		return nil, err
+	}
+	more := o.Computers
+	if more == 0 && len(s.script.Computers) == 0 {
+		more = 1
+	}
+	if err := s.AddComputers(s.plain(more)...); err != nil {
+		return nil, err
+	}
+	if s.vcenter, err = newVCenter(s.ctx, s, &s.script, User, s.keep.password); err != nil {
+		return nil, err
+	}
+	address, err := s.serve(listen, s.sdk(), &tls.Config{Certificates: []tls.Certificate{s.keep.certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		return nil, fmt.Errorf("vCenter: %w", err)
+	}
+	s.url = "https://" + address + vim25.Path
+	if control != "" {
+		if s.control, err = s.serve(control, s.controlAPI(), nil); err != nil {
+			return nil, fmt.Errorf("control API: %w", err)
+		}
+		s.control = "http://" + s.control
+	}
+	if err := s.WriteCatalog(); err != nil {
+		return nil, err
+	}
+	context.AfterFunc(s.ctx, s.closeServers)
+	ok = true
+	return s, nil
+}
+
+// checkLoopback refuses what others than this machine could reach: the guests' image has a known password.
+func checkLoopback(address string) error {
+	if address == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%q is no address: write one such as 127.0.0.1:8989", address)
+	}
+	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+		return fmt.Errorf("%q is not on the loopback: write an address of 127.0.0.0/8, such as 127.0.0.1:8989", address)
+	}
+	return nil
+}
+
+const firstGuestPort = 22001
+
+// guestBase returns where the first guest answers.
+func guestBase(address string) (netip.AddrPort, error) {
+	if address != "" {
+		return netip.ParseAddrPort(address)
+	}
+	// Each site takes an address of its own out of 127.64.0.0/10, so that sites of tests that run side by side do not meet.
+	for range 20 {
+		ip := netip.AddrFrom4([4]byte{127, byte(64 + rand.IntN(64)), byte(rand.IntN(256)), byte(1 + rand.IntN(254))}) //nolint:gosec // no secret
+		base := netip.AddrPortFrom(ip, firstGuestPort)
+		if probe, err := net.Listen("tcp", base.String()); err == nil {
+			probe.Close()
+			return base, nil
+		}
+	}
+	return netip.AddrPort{}, errors.New("no address of 127.64.0.0/10 can be listened on: say where the guests may answer (guests: 127.0.0.1:22001)")
+}
+
+// plain returns n computers that work.
+func (s *Site) plain(n int) []Computer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []Computer
+	for i := 1; len(all) < n; i++ {
+		name := fmt.Sprintf("vm-%02d", i)
+		if _, taken := s.computers[name]; !taken {
+			all = append(all, Computer{Name: name})
+		}
+	}
+	return all
+}
+
+// AddComputers adds computers to the site, or replaces those of the same names. The catalog does not hold them until
+// WriteCatalog is called.
+func (s *Site) AddComputers(computers ...Computer) error {
+	var errs []error
+	for i, c := range computers {
+		for _, f := range c.faults(fmt.Sprintf("computers[%d].", i)) {
+			errs = append(errs, f)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	used := map[string]bool{}
+	for _, c := range s.computers {
+		used[c.Address] = true
+	}
+	for _, c := range computers {
+		used[c.Address] = true
+	}
+	for _, c := range computers {
+		known, ok := s.computers[c.Name]
+		if !ok {
+			s.order = append(s.order, c.Name)
+		}
+		if c.Address == "" && ok {
+			c.Address = known.Address
+		}
+		for c.Address == "" {
+			if !used[s.nextGuest.String()] {
+				c.Address = s.nextGuest.String()
+				used[c.Address] = true
+			}
+			next := s.nextGuest.Port() + 1
+			if next == 0 {
+				return errors.New("there are no more ports for guests")
+			}
+			s.nextGuest = netip.AddrPortFrom(s.nextGuest.Addr(), next)
+		}
+		s.computers[c.Name] = c
+	}
+	return nil
+}
+
+// index returns a computer's place in the order in which they were added.
+func (s *Site) index(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Index(s.order, name)
+}
+
+// beginLoad counts one more load of a name.
+func (s *Site) beginLoad(name string) *load {
+	s.count(name, func(c *Counts) { c.CloneCalls++ })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := &load{number: s.loads[name], behaviours: s.computers[name].Behaviours, defaults: s.script.Defaults}
+	s.loads[name]++
+	return l
+}
+
+func (s *Site) count(name string, add func(*Counts)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counts[name] == nil {
+		s.counts[name] = &Counts{}
+	}
+	add(s.counts[name])
+}
+
+// pause waits, or returns when the site ends.
+func (s *Site) pause(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.ctx.Done():
+	}
+}
+
+// sdk is what the vCenter serves over HTTPS.
+func (s *Site) sdk() http.Handler {
+	service := s.vcenter.model.Service
+	service.RegisterSDK(s.vcenter.registry, vim25.Path+"/vimService")
+	service.ServeMux.HandleFunc(vim25.Path+"/vimServiceVersions.xml", service.ServiceVersions)
+	service.ServeMux.HandleFunc("/about", service.About)
+	return service.ServeMux
+}
+
+// serve listens and serves until the site ends. It returns the address.
+func (s *Site) serve(address string, handler http.Handler, config *tls.Config) (string, error) {
+	listener, err := (&net.ListenConfig{}).Listen(s.ctx, "tcp", address)
+	if err != nil {
+		return "", fmt.Errorf("%w: is another site running there? Choose another address", err)
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
+	at := listener.Addr().String()
+	if config != nil {
+		listener = tls.NewListener(listener, config)
+	}
+	s.mu.Lock()
+	s.servers = append(s.servers, server)
+	s.mu.Unlock()
+	s.group.Go(func() {
+		if err := server.Serve(listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			s.mu.Lock()
+			s.failed = err
+			s.mu.Unlock()
+			s.cancel()
+		}
+	})
+	return at, nil
+}
+
+func (s *Site) closeServers() {
+	s.mu.Lock()
+	servers := s.servers
+	s.mu.Unlock()
+	for _, server := range servers {
+		_ = server.Close()
+	}
+}
+
+// Stop ends the site: its servers, its guests, and a temporary folder. It may be called again.
+func (s *Site) Stop() {
+	s.mu.Lock()
+	stopped := s.stopped
+	s.stopped = true
+	s.mu.Unlock()
+	s.cancel()
+	if stopped {
+		return
+	}
+	s.closeServers()
+	if s.vcenter != nil {
+		for _, g := range s.vcenter.guests() {
+			if t := g.current(); t != nil {
+				t.end()
+			}
+		}
+	}
+	s.group.Wait()
+	if s.vcenter != nil {
+		s.vcenter.close()
+	}
+	if s.temporary {
+		_ = os.RemoveAll(s.dir)
+	}
+}
+
+// Done is closed when the site ends: by Stop, with Start's context, or because a server of its broke (see Err).
+func (s *Site) Done() <-chan struct{} { return s.ctx.Done() }
+
+// Err returns why the site ended by itself; nil if it did not.
+func (s *Site) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// URL returns the vCenter's, as https://ADDRESS/sdk, without user and password.
+func (s *Site) URL() string { return s.url }
+
+// Control returns the control API's URL; "" when there is none.
+func (s *Site) Control() string { return s.control }
+
+// Thumbprint returns the SHA-256 fingerprint of the vCenter's certificate, as pairs of hex digits.
+func (s *Site) Thumbprint() string { return s.keep.thumbprint }
+
+// Password returns the password of User.
+func (s *Site) Password() string { return s.keep.password }
+
+// PrivateKey returns the key, as PEM, that logs in to the guests as root.
+func (s *Site) PrivateKey() []byte { return slices.Clone(s.keep.privateKey) }
+
+// Dir returns the folder of the site's files.
+func (s *Site) Dir() string { return s.dir }
+
+// Catalog returns the path of the catalog.
+func (s *Site) Catalog() string { return filepath.Join(s.dir, catalogFile) }
+
+// Computers returns the site's computers, in order, with their addresses.
+func (s *Site) Computers() []Computer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]Computer, len(s.order))
+	for i, name := range s.order {
+		all[i] = s.computers[name]
+	}
+	return all
+}
+
+// Counts returns what happened to the VM of a name.
+func (s *Site) Counts(name string) Counts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.counts[name]; c != nil {
+		return *c
+	}
+	return Counts{}
+}
+
+// Calls returns how often each method of the vSphere API was called.
+func (s *Site) Calls() map[string]int { return s.vcenter.Calls() }
+
+// ResetCalls begins to count the calls of the vSphere API anew.
+func (s *Site) ResetCalls() {
+	s.vcenter.mu.Lock()
+	s.vcenter.calls = map[string]int{}
+	s.vcenter.mu.Unlock()
+}
+
+// Status returns how the site stands.
+func (s *Site) Status() Status {
+	st := Status{Guests: []Guest{}, Counts: map[string]Counts{}, Calls: s.Calls()}
+	for _, g := range s.vcenter.guests() {
+		st.Guests = append(st.Guests, g.describe())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, c := range s.counts {
+		st.Counts[name] = *c
+	}
+	return st
+}
+
+// NoGuestError says that there is no VM of a name.
+type NoGuestError struct{ Name string }
+
+func (e *NoGuestError) Error() string {
+	return fmt.Sprintf("the site has no VM %q now: it was not cloned yet, or was destroyed", e.Name)
+}
+
+func (s *Site) find(name string) (*guest, error) {
+	for _, g := range s.vcenter.guests() {
+		if g.name == name {
+			return g, nil
+		}
+	}
+	return nil, &NoGuestError{Name: name}
+}
+
+func (s *Site) findMachine(name string) (*guest, *guestos.Machine, error) {
+	g, err := s.find(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.machine == nil {
+		return nil, nil, fmt.Errorf("%s was never powered on: there is nothing on its disk yet", name)
+	}
+	return g, g.machine, nil
+}
+
+// Guest returns how the guest of a name stands. Its error is a *NoGuestError.
+func (s *Site) Guest(name string) (Guest, error) {
+	g, err := s.find(name)
+	if err != nil {
+		return Guest{}, err
+	}
+	return g.describe(), nil
+}
+
+func (g *guest) describe() Guest {
+	g.mu.Lock()
+	t, machine := g.boot, g.machine
+	d := Guest{Name: g.name, Address: g.address, VM: g.ref.Value, Template: g.template, Snapshot: g.snapshot, Linked: g.linked, Mark: g.mark,
+		Power: "off", Load: g.load.number + 1, Boots: g.boots}
+	if g.powered {
+		d.Power = "on"
+	}
+	g.mu.Unlock()
+	if machine != nil {
+		d.Hostname = machine.Hostname()
+		if text, err := machine.ReadFile(guestos.HostKeyPath + ".pub"); err == nil {
+			if key, _, _, _, err := ssh.ParseAuthorizedKey(text); err == nil {
+				d.HostKey = ssh.FingerprintSHA256(key)
+			}
+		}
+	}
+	if t != nil {
+		d.BootID = machine.BootID()
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		d.Answering = t.listener != nil && !t.isHung()
+		d.Hung, d.Fault = t.isHung(), t.fault
+		d.PoweredOn, d.Opened, d.Connected, d.FirstLogin = t.began, t.opened, t.banner, t.login
+	}
+	return d
+}
+
+// Machine returns the guest's operating system: its files, firewall and passwords. Its error is a *NoGuestError, or says
+// that it was never powered on.
+func (s *Site) Machine(name string) (*guestos.Machine, error) {
+	_, machine, err := s.findMachine(name)
+	return machine, err
+}
+
+// ReadFile returns a file of a guest's disk.
+func (s *Site) ReadFile(name, path string) ([]byte, error) {
+	machine, err := s.Machine(name)
+	if err != nil {
+		return nil, err
+	}
+	return machine.ReadFile(path)
+}
+
+// SetGuest changes how a computer behaves, from its next load (or, for Boots, its next boot) on; loads count from the
+// first again.
+func (s *Site) SetGuest(name string, b Behaviours) error {
+	var errs []error
+	for _, f := range b.faults("") {
+		errs = append(errs, f)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	c, ok := s.computers[name]
+	if !ok {
+		s.mu.Unlock()
+		return fmt.Errorf("the site has no computer %q: add it first", name)
+	}
+	c.Behaviours = b
+	s.computers[name] = c
+	s.loads[name] = 0
+	s.mu.Unlock()
+	if g, err := s.find(name); err == nil && len(b.Boots) > 0 {
+		g.mu.Lock()
+		g.load = &load{number: g.load.number, behaviours: b, defaults: g.load.defaults}
+		g.mu.Unlock()
+	}
+	return nil
+}
+
+// Do does something to a guest that is powered on: "reboot", "power-off", "hang", "drop" (its connections are reset) or
+// "new-key" (another host key, from the next connection on).
+func (s *Site) Do(name, action string) error {
+	g, machine, err := s.findMachine(name)
+	if err != nil {
+		return err
+	}
+	t := g.current()
+	if t == nil {
+		return fmt.Errorf("%s is powered off", name)
+	}
+	switch action {
+	case "reboot":
+		g.restart()
+	case "power-off":
+		return s.vcenter.switchOff(g.ref)
+	case "hang":
+		t.hang()
+	case "drop":
+		t.mu.Lock()
+		conns := slices.Collect(maps.Keys(t.conns))
+		t.mu.Unlock()
+		for _, conn := range conns {
+			drop(conn)
+		}
+	case "new-key":
+		return machine.ForgetHostKey()
+	default:
+		return fmt.Errorf("action is %q: use reboot, power-off, hang, drop or new-key", action)
+	}
+	return nil
+}
+
+// ExpireSessions ends every session of the vCenter, and returns how many there were. What their owners call next is
+// answered with NotAuthenticated.
+func (s *Site) ExpireSessions() int { return s.vcenter.expireSessions() }
+
+// AddFault makes calls of the vSphere API, or their tasks, fail from now on.
+func (s *Site) AddFault(f Fault) error {
+	var errs []error
+	for _, fault := range f.faults("fault") {
+		errs = append(errs, fault)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	s.vcenter.addFault(f)
+	return nil
+}
+
+// ClearFaults removes every fault, those of the script too.
+func (s *Site) ClearFaults() { s.vcenter.clearFaults() }
+
+// SetAPIDelay delays the answer of each call of the vSphere API.
+func (s *Site) SetAPIDelay(d time.Duration) {
+	s.vcenter.mu.Lock()
+	s.vcenter.delay = d
+	s.vcenter.mu.Unlock()
+}
