@@ -294,7 +294,7 @@ func (c counting) Counter(name string) client.MetricsCounter {
 	if name != "berth_loads" && name != bareDone {
 		return client.MetricsNopHandler.Counter(name)
 	}
-	return counter{c.e}
+	return counter(c)
 }
 
 func (counting) Gauge(name string) client.MetricsGauge { return client.MetricsNopHandler.Gauge(name) }
