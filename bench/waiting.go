@@ -4,9 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"go.temporal.io/sdk/client"
@@ -119,7 +124,30 @@ func measureWaiting(ctx context.Context, quick bool, figures map[string]float64)
 	fmt.Printf("| from the guest's port opening to our connection, median / 95th percentile | %s / %s |\n", ms(median(connected)), ms(percentile(connected, 95)))
 	fmt.Printf("| from the guest's port opening to our login, median / 95th percentile / most | %s / %s / %s |\n", ms(median(noticed)), ms(percentile(noticed, 95)), ms(percentile(noticed, 100)))
 	fmt.Printf("| heartbeats missed, or phases tried again | %d |\n", missed)
+	if missed > 0 {
+		fmt.Printf("\nWhat the worker says of the phases that were tried again:\n%s", l.complaints())
+	}
 	return nil
+}
+
+// complaints counts what the worker's log says, without the times and names.
+func (l *lab) complaints() string {
+	data, err := os.ReadFile(filepath.Join(l.dir, "worker.log"))
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	counts := map[string]int{}
+	for line := range bytes.Lines(data) {
+		var entry struct{ Level, Message, Error string }
+		if json.Unmarshal(line, &entry) == nil {
+			counts[entry.Level+": "+entry.Message+": "+entry.Error]++
+		}
+	}
+	var b strings.Builder
+	for _, text := range slices.SortedFunc(maps.Keys(counts), func(x, y string) int { return counts[y] - counts[x] }) {
+		fmt.Fprintf(&b, "%6d  %s\n", counts[text], text)
+	}
+	return b.String()
 }
 
 func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }

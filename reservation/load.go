@@ -111,6 +111,7 @@ type Reporter interface {
 	Kept(key string) string
 	// Confirm returns nil if this try of the phase is still the one that counts. Call it right before anything
 	// destructive: a worker that was paused or cut off gets an error here once somebody else has taken over.
+	// What was kept before it is sure to reach a successor once it has returned nil.
 	Confirm(ctx context.Context) error
 }
 

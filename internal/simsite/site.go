@@ -146,7 +146,8 @@ func (g *group) Wait() {
 }
 
 // Start starts a site: its vCenter serves and the catalog is written when it returns. The site ends with Stop; when ctx
-// ends, its servers and guests do.
+// ends, its servers and guests do. A process may hold several sites, but must start them one after the other: govmomi's
+// simulator has tables that belong to the process.
 func Start(ctx context.Context, o Options) (*Site, error) {
 	s := &Site{log: o.Logger, computers: map[string]Computer{}, counts: map[string]*Counts{}, loads: map[string]int{}}
 	if o.Script != nil {
@@ -216,7 +217,7 @@ func Start(ctx context.Context, o Options) (*Site, error) {
 	if err := s.WriteCatalog(); err != nil {
 		return nil, err
 	}
-	context.AfterFunc(s.ctx, s.closeServers)
+	context.AfterFunc(s.ctx, s.close)
 	ok = true
 	return s, nil
 }
@@ -387,12 +388,21 @@ func (s *Site) serve(address string, handler http.Handler, config *tls.Config) (
 	return at, nil
 }
 
-func (s *Site) closeServers() {
+// close closes every port of the site.
+func (s *Site) close() {
 	s.mu.Lock()
 	servers := s.servers
 	s.mu.Unlock()
 	for _, server := range servers {
 		_ = server.Close()
+	}
+	if s.vcenter == nil {
+		return
+	}
+	for _, g := range s.vcenter.guests() {
+		if t := g.current(); t != nil {
+			t.end()
+		}
 	}
 }
 
@@ -406,14 +416,7 @@ func (s *Site) Stop() {
 	if stopped {
 		return
 	}
-	s.closeServers()
-	if s.vcenter != nil {
-		for _, g := range s.vcenter.guests() {
-			if t := g.current(); t != nil {
-				t.end()
-			}
-		}
-	}
+	s.close()
 	s.group.Wait()
 	if s.vcenter != nil {
 		s.vcenter.close()

@@ -339,8 +339,8 @@ func TestEachScriptedBehaviourOfAGuest(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
+			l := start(t, "vcenter: {hosts: 1, datastores: 1}\ncomputers: [{name: vm-01, loads: ["+c.loads+"]}]", 0) // one at a time: see Start
 			t.Parallel()
-			l := start(t, "computers: [{name: vm-01, loads: ["+c.loads+"]}]", 0)
 			l.load("vm-01", "")
 			c.check(t, l)
 		})

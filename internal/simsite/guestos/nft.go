@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // packetFilters is what the kernel's packet filters hold. It is lost at a reboot.
@@ -216,13 +217,22 @@ func nftBlock(words []string) bool {
 	return len(words) > 0 && len(words) <= 4 && slices.Contains([]string{"table", "chain", "set", "map", "counter"}, words[0])
 }
 
+// nftText joins words as nft prints them: "a, b" in braces, "a,b" outside.
 func nftText(words []string) string {
 	var b strings.Builder
+	depth := 0
 	for i, w := range words {
-		if i > 0 && w != "," && w != ";" {
+		glued := i == 0 || w == "," || w == ";" || words[i-1] == "," && depth == 0
+		if !glued {
 			b.WriteByte(' ')
 		}
 		b.WriteString(w)
+		switch w {
+		case "{":
+			depth++
+		case "}":
+			depth--
+		}
 	}
 	return b.String()
 }
@@ -298,7 +308,7 @@ func (r *ruleset) apply(n nftNode, defines map[string][]string) error {
 		return errors.New("syntax error, a name is missing")
 	}
 	at := r.table(family, names[0])
-	missing := errors.New("No such file or directory")
+	missing := syscall.ENOENT
 	if object == "table" {
 		switch verb {
 		case "add", "create":
@@ -306,7 +316,7 @@ func (r *ruleset) apply(n nftNode, defines map[string][]string) error {
 				*r = append(*r, nftTable{family: family, name: names[0]})
 				at = len(*r) - 1
 			} else if verb == "create" {
-				return errors.New("File exists")
+				return syscall.EEXIST
 			}
 			for _, inner := range n.block {
 				if err := r.inTable(at, inner, defines); err != nil {

@@ -26,7 +26,7 @@ func posixRegexp(pattern string, extended, foldCase bool) (*regexp.Regexp, error
 			i = end
 		case c == '\\':
 			if i++; i >= len(pattern) {
-				return nil, errors.New("Trailing backslash")
+				return nil, errors.New("trailing backslash")
 			}
 			switch e := pattern[i]; {
 			case e >= '1' && e <= '9':
@@ -65,7 +65,7 @@ func posixRegexp(pattern string, extended, foldCase bool) (*regexp.Regexp, error
 	}
 	re, err := regexp.Compile(b.String())
 	if err != nil {
-		return nil, errors.New("Invalid regular expression")
+		return nil, errors.New("invalid regular expression")
 	}
 	re.Longest() // POSIX: leftmost, longest
 	return re, nil
@@ -98,5 +98,5 @@ func bracket(pattern string, at int, b *strings.Builder) (int, error) {
 			b.WriteByte(c)
 		}
 	}
-	return 0, errors.New("Unmatched [, [^, [:, [., or [=")
+	return 0, errors.New("unmatched [")
 }

@@ -65,6 +65,20 @@ type session struct {
 	umask fs.FileMode
 	funcs map[string]bool // names of shell functions seen: for command -v
 	depth atomic.Int32
+	texts map[string]string // of files about to be sourced
+}
+
+func (s *session) source(name, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.texts[name] = text
+}
+
+func (s *session) sourced(name string) (string, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	text, ok := s.texts[name]
+	return text, ok
 }
 
 // maxDepth bounds shells that start shells: a script that calls itself must end.
@@ -75,7 +89,7 @@ const maxDepth = 32
 func (m *Machine) Run(ctx context.Context, line string, stdin io.Reader, stdout, stderr io.Writer, env []string) int {
 	p := &process{Args: []string{"sh", "-c", line}, Dir: "/root", User: "root", Stdin: stdin, Stdout: stdout, Stderr: stderr,
 		Env:     append([]string{"HOME=/root", "USER=root", "LOGNAME=root", "SHELL=/bin/sh", "PATH=" + defaultPath}, env...),
-		machine: m, session: &session{umask: 0o022, funcs: map[string]bool{}}}
+		machine: m, session: &session{umask: 0o022, funcs: map[string]bool{}, texts: map[string]string{}}}
 	if p.Stdin == nil {
 		p.Stdin = strings.NewReader("")
 	}
@@ -158,7 +172,30 @@ func parse(name, text string) (*syntax.File, error) {
 	}
 	// The interpreter knows "local" and its like only as the Bash grammar reads them; for text that is POSIX both grammars
 	// mean the same.
-	return syntax.NewParser().Parse(strings.NewReader(text), name)
+	file, err := syntax.NewParser().Parse(strings.NewReader(text), name)
+	if err != nil {
+		return nil, err
+	}
+	// The interpreter runs the last command of a pipeline in the shell itself, where "exit" and variables of it would
+	// count; dash and bash run it in a subshell.
+	syntax.Walk(file, func(n syntax.Node) bool {
+		if b, ok := n.(*syntax.BinaryCmd); ok && (b.Op == syntax.Pipe || b.Op == syntax.PipeAll) {
+			if _, done := b.Y.Cmd.(*syntax.Subshell); !done || len(b.Y.Redirs) > 0 || b.Y.Negated {
+				b.Y = &syntax.Stmt{Position: b.Y.Position, Cmd: &syntax.Subshell{Lparen: b.Y.Pos(), Rparen: b.Y.End(), Stmts: []*syntax.Stmt{b.Y}}}
+			}
+		}
+		return true
+	})
+	return file, nil
+}
+
+// reparsed returns a text that the interpreter is to parse by itself, as parse has read it.
+func reparsed(file *syntax.File) string {
+	var b strings.Builder
+	if err := syntax.NewPrinter().Print(&b, file); err != nil {
+		return "exit 2"
+	}
+	return b.String()
 }
 
 func (p *process) interpret(ctx context.Context, name, text string, params, options []string) int {
@@ -312,6 +349,7 @@ func (p *process) call(ctx context.Context, args []string) ([]string, error) {
 			return []string{ownPrefix + "syntax", "eval", err.Error()}, nil
 		}
 		p.noteFunctions(file)
+		return []string{"eval", reparsed(file)}, nil
 	case ".":
 		if len(args) < 2 {
 			return []string{ownPrefix + "syntax", ".", "filename argument required"}, nil
@@ -331,6 +369,7 @@ func (p *process) call(ctx context.Context, args []string) ([]string, error) {
 			return []string{ownPrefix + "syntax", ".", err.Error()}, nil
 		}
 		p.noteFunctions(file)
+		p.session.source(name, reparsed(file))
 		return append([]string{".", noHost + name}, args[2:]...), nil
 	case "source", "builtin", "enable", "help", "pushd", "popd", "dirs", "shopt", "mapfile", "readarray", "bind", "caller",
 		"compgen", "complete", "compopt", "disown", "history", "logout", "suspend", "bg", "fg", "fc", "newgrp", "alias", "unalias":
@@ -347,6 +386,13 @@ const ownPrefix = "\x00"
 
 // trapArgs keeps the signals that the interpreter knows: a script's end. Others cannot reach a simulated command.
 func trapArgs(args []string) []string {
+	code := func(text string) string {
+		file, err := parse("trap", text)
+		if err != nil {
+			return "echo 'sh: trap: Syntax error' >&2"
+		}
+		return reparsed(file)
+	}
 	if len(args) < 3 {
 		return []string{"true"}
 	}
@@ -359,7 +405,7 @@ func trapArgs(args []string) []string {
 			if rest[0] == "-" {
 				return []string{"trap", "-", "EXIT"}
 			}
-			return []string{"trap", rest[0], "EXIT"}
+			return []string{"trap", code(rest[0]), "EXIT"}
 		}
 	}
 	return []string{"true"}
@@ -575,7 +621,12 @@ func (p *process) abs(name string) string {
 
 func (p *process) openFile(ctx context.Context, name string, flag int, perm fs.FileMode) (io.ReadWriteCloser, error) {
 	hc := interp.HandlerCtx(ctx)
-	name = strings.TrimPrefix(name, noHost)
+	if sourced, ok := strings.CutPrefix(name, noHost); ok {
+		if text, ok := p.session.sourced(sourced); ok {
+			return &stream{Reader: strings.NewReader(text), Writer: io.Discard}, nil
+		}
+		return nil, pathError("open", sourced, fs.ErrNotExist)
+	}
 	switch name {
 	case "/dev/stdin":
 		return &stream{Reader: hc.Stdin, Writer: io.Discard}, nil

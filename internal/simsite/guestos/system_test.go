@@ -37,7 +37,7 @@ table inet berth {
 
 	chain input {
 		type filter hook input priority -5; policy accept;
-		tcp dport 22001 ct state established, related accept
+		tcp dport 22001 ct state established,related accept
 		tcp dport { 22, 22001 } ip saddr @managers accept
 		tcp dport 22001 drop
 	}
