@@ -116,9 +116,9 @@ func (l *life) phase(ctx workflow.Context, plan phasePlan) (activities.PhaseResu
 
 func (l *life) execute(ctx workflow.Context, plan phasePlan) (activities.PhaseResult, error) {
 	var result activities.PhaseResult
-	summary := fmt.Sprintf("%s %s, %s, limit %s", l.r.Computer.Name, l.r.Image, l.status.Attempt, plan.limit)
+	summary := fmt.Sprintf("%s: %s on %s, %s, limit %s", plan.name, l.r.Image, l.r.Computer.Name, l.status.Attempt, plan.limit)
 	if plan.name == reservation.PhaseUnload || plan.name == reservation.PhaseClean {
-		summary = fmt.Sprintf("%s, limit %s", l.r.Computer.Name, plan.limit)
+		summary = fmt.Sprintf("%s: %s, limit %s", plan.name, l.r.Computer.Name, plan.limit)
 	}
 	ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
 		TaskQueue:              l.status.Queue,

@@ -593,7 +593,7 @@ func TestWhatAPersonSees(t *testing.T) {
 	th.RegisterDelayedCallback(func() {
 		require.Equal(t, 3, upserts, "load of attempt 2, post-load and ready change the attributes; the workflow began with attempt 1's")
 		details := workflows.Details(th.status(t))
-		require.Contains(t, details, "**ready**, attempt 2 of 3, ready.")
+		require.Contains(t, details, "**ready**, attempt 2 of 3. Ends")
 		require.Contains(t, details, "| 1 | **load** |")
 		require.Contains(t, details, "reload: no space on datastore1")
 		require.Contains(t, details, `from template\|x`)

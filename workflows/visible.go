@@ -66,7 +66,7 @@ const maxDetails = 16_000
 func Details(s reservation.Status) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "**%s**, %s", s.Phase, s.Attempt)
-	if s.Outcome != "" {
+	if s.Outcome != "" && string(s.Outcome) != string(s.Phase) {
 		fmt.Fprintf(&b, ", %s", s.Outcome)
 	}
 	fmt.Fprintf(&b, ". Ends %s UTC.", s.End.Format("2006-01-02 15:04"))
