@@ -119,30 +119,32 @@ func (p *phase) snapshot() reservation.Progress {
 	return progress
 }
 
-// Stage is part of reservation.Reporter.
+// Stage is part of reservation.Reporter. A new stage is sent at once; a new detail goes with the next beat, because details
+// can change all the time (percents, places in a line) for a thousand phases at once.
 func (p *phase) Stage(name, detail string) {
+	if p.enterStage(name, detail) {
+		p.sendBeat()
+	}
+}
+
+// enterStage records a stage and says whether it is another one than before.
+func (p *phase) enterStage(name, detail string) bool {
 	now := time.Now().UTC()
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	stages := p.progress.Stages
-	last := len(stages) - 1
-	switch {
-	case last >= 0 && stages[last].Name == name && stages[last].Ended.IsZero():
-		if stages[last].Detail == detail {
-			p.mu.Unlock()
-			return
+	if last := len(stages) - 1; last >= 0 && stages[last].Ended.IsZero() {
+		if stages[last].Name == name {
+			stages[last].Detail = detail
+			return false
 		}
-		stages[last].Detail = detail
-	default:
-		if last >= 0 && stages[last].Ended.IsZero() {
-			stages[last].Ended = now
-		}
-		if len(stages) == maxStages {
-			stages = slices.Delete(stages, 0, 1)
-		}
-		p.progress.Stages = append(stages, reservation.Stage{Name: name, Detail: detail, Began: now})
+		stages[last].Ended = now
 	}
-	p.mu.Unlock()
-	p.sendBeat()
+	if len(stages) == maxStages {
+		stages = slices.Delete(stages, 0, 1)
+	}
+	p.progress.Stages = append(stages, reservation.Stage{Name: name, Detail: detail, Began: now})
+	return true
 }
 
 // Keep is part of reservation.Reporter.

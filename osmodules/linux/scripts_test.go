@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -468,6 +469,28 @@ func TestSetup(t *testing.T) {
 func TestAValueIsNeverMoreThanItsLine(t *testing.T) {
 	_, err := values{"NAME": "a\nROOT=/"}.input("")
 	require.ErrorContains(t, err, "NAME has control characters")
+}
+
+// A worker that is killed right after it has begun a command leaves a script whose input ends early.
+func TestAScriptWhoseInputIsCutOffDoesNothing(t *testing.T) {
+	const ours = "AAAAC3NzaOURS"
+	eachShell(t, func(t *testing.T, shell ...string) {
+		s := newSandbox(t, shell...)
+		s.write("root/.ssh/authorized_keys", "ssh-ed25519 "+ours+"\n")
+		s.write("root/.ssh/id_ed25519", "-----BEGIN OPENSSH PRIVATE KEY-----\n")
+		whole, err := values{"ROOT": s.root, "KEY": ours}.input("")
+		require.NoError(t, err)
+		text, err := line("keys.sh")
+		require.NoError(t, err)
+		text = strings.ReplaceAll(strings.TrimSuffix(strings.TrimPrefix(text, "/bin/sh -c '"), "'"), `'\''`, "'")
+		for _, n := range []int{0, 1, strings.Index(whole, "\n"), strings.Index(whole, "\n") + 1, strings.Index(whole, "END"), len(whole) - 1} {
+			var stdout strings.Builder
+			require.NotZero(t, s.run(t.Context(), text, strings.NewReader(whole[:n]), &stdout, io.Discard), "%q", whole[:n])
+			require.Empty(t, stdout.String())
+		}
+		require.Equal(t, "ssh-ed25519 "+ours+"\n", s.read("root/.ssh/authorized_keys"))
+		require.True(t, s.has("root/.ssh/id_ed25519"))
+	})
 }
 
 func TestAScriptsLineBearsNoValue(t *testing.T) {

@@ -18,9 +18,13 @@ ROOT= PORT=22 FROM= SOURCES= INTERFACE= WAIT=0 NOW= TOLERANCE= PASSWORD= KEY= NA
 BERTH_STAGE= BERTH_RESERVATION= BERTH_USER= BERTH_COMPUTER= BERTH_IMAGE= BERTH_REVISION= BERTH_ATTEMPT=
 BERTH_ADDRESS= BERTH_PUBLIC_ADDRESS=
 
+whole=no
 while IFS= read -r line; do
 	case $line in
-	END) break ;;
+	END)
+		whole=yes
+		break
+		;;
 	ROOT=*) ROOT=${line#*=} ;;
 	PORT=*) PORT=${line#*=} ;;
 	FROM=*) FROM=${line#*=} ;;
@@ -45,6 +49,9 @@ while IFS= read -r line; do
 	BERTH_PUBLIC_ADDRESS=*) BERTH_PUBLIC_ADDRESS=${line#*=} ;;
 	esac
 done
+# A worker that is lost before it has sent all values leaves a script that goes on: sshd ends its input, not the script.
+# What has not come must not be taken for empty; an empty KEY, for one, would lock the next worker out.
+test $whole = yes || exit 125
 
 # have COMMAND: is it there?
 have() {
