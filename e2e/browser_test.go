@@ -1,0 +1,139 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/stretchr/testify/require"
+)
+
+// pageLimit is how long a page of the Web UI may take to show what is looked for.
+const pageLimit = 60 * time.Second
+
+const windowWidth = 1440
+
+// browser is a headless Chromium that looks at one Web UI.
+type browser struct {
+	ctx   context.Context
+	webUI string
+}
+
+// newBrowser starts a browser that ends with the test. Without Chromium the test is skipped; with CI=true it fails.
+func newBrowser(t *testing.T, webUI string) *browser {
+	t.Helper()
+	path := chromium(t)
+	options := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(path),
+		chromedp.WindowSize(windowWidth, 1000),
+		chromedp.UserDataDir(filepath.Join(t.TempDir(), "profile")),
+		// Nothing here comes from elsewhere, and root has no user namespace for Chromium's sandbox.
+		chromedp.NoSandbox,
+		chromedp.Flag("disable-dev-shm-usage", true),
+		chromedp.Env("TZ=UTC"),
+	)
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	t.Cleanup(stop)
+	ctx, cancel := chromedp.NewContext(allocator)
+	t.Cleanup(cancel)
+	require.NoError(t, chromedp.Do(ctx), "Chromium does not start")
+	return &browser{ctx: ctx, webUI: webUI}
+}
+
+func chromium(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	const missing = "no Chromium on the PATH: run `make e2e` as root, or install it (Debian: apt-get install chromium)"
+	if os.Getenv("CI") == "true" {
+		t.Fatal(missing)
+	}
+	t.Skip("SKIP: " + missing)
+	return ""
+}
+
+// open opens a page of the default namespace and waits until it shows each of the texts.
+func (b *browser) open(t *testing.T, page string, texts ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
+	defer cancel()
+	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(b.webUI+"/namespaces/default/"+page)))
+	b.shows(t, texts...)
+}
+
+// allText is JavaScript for the text of a page and its frames: the Web UI renders Markdown in a frame.
+const allText = `[document, ...[...document.querySelectorAll("iframe")].map(f => f.contentDocument)].map(d => d && d.body ? d.body.innerText : "").join("\n")`
+
+// chooseColumns has the list of workflows show these columns, as a person chooses them with the list's gear.
+func (b *browser) chooseColumns(t *testing.T, labels ...string) {
+	t.Helper()
+	type column struct {
+		Label string `json:"label"`
+	}
+	var columns []column
+	for _, label := range labels {
+		columns = append(columns, column{Label: label})
+	}
+	setting, err := json.Marshal(map[string][]column{"default": columns})
+	require.NoError(t, err)
+	b.open(t, "workflows")
+	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
+	defer cancel()
+	_, err = chromedp.Run(ctx, chromedp.Evaluate[chromedp.Void](fmt.Sprintf("localStorage.setItem('namespace-workflow-table-columns', %q)", setting)))
+	require.NoError(t, err)
+}
+
+// shows waits until the page shows each of the texts.
+func (b *browser) shows(t *testing.T, texts ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
+	defer cancel()
+	for _, text := range texts {
+		script := fmt.Sprintf("(%s).includes(%q)", allText, text)
+		if _, err := chromedp.Run(ctx, chromedp.Poll[bool](script, chromedp.WithPollingInterval(200*time.Millisecond), chromedp.WithPollingTimeout(0))); err != nil {
+			t.Fatalf("the page does not show %q (%v); it shows:\n%s", text, err, b.text())
+		}
+	}
+}
+
+// text returns what the page shows.
+func (b *browser) text() string {
+	ctx, cancel := context.WithTimeout(b.ctx, 5*time.Second)
+	defer cancel()
+	text, err := chromedp.Run(ctx, chromedp.Evaluate[string](allText))
+	if err != nil {
+		return err.Error()
+	}
+	return text
+}
+
+// picture takes a picture of a window of that height, once the page has got used to it.
+func (b *browser) picture(t *testing.T, height int64) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
+	defer cancel()
+	require.NoError(t, chromedp.Do(ctx, chromedp.EmulateViewport(windowWidth, height)))
+	drawn := `new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))`
+	_, err := chromedp.Run(ctx, chromedp.Evaluate[bool](drawn, chromedp.EvalAwaitPromise))
+	require.NoError(t, err)
+	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	require.NoError(t, err)
+	return png
+}
+
+// reservationPage is the page of a run, such as "user-metadata" or "timeline".
+func reservationPage(workflowID, runID, tab string) string {
+	return "workflows/" + url.PathEscape(workflowID) + "/" + runID + "/" + tab
+}
