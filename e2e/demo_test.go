@@ -189,7 +189,7 @@ func TestTheDemonstrationInABrowser(t *testing.T) {
 	b.open(t, reservationPage(view.WorkflowID, view.RunID, "user-metadata"),
 		view.User+": "+view.Image+" on "+view.Computer, // the summary
 		"attempt 2 of", view.HostKey, "post-load", "reload: ", // the current details
-		view.Computer+" "+view.Image+", attempt 1 of", // an activity's summary
+		view.Image+" on "+view.Computer+", attempt 1 of", // an activity's summary
 	)
 	load := b.picture(t, 1280)
 	if updatePictures() {
