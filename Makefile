@@ -82,7 +82,7 @@ e2e: temporal build ## Run the end-to-end tests; as root, installs what they nee
 
 .PHONY: pictures
 pictures: temporal build ## Take the pictures of the Web UI in docs/pictures/ anew
-	go test -tags e2e -count=1 -v ./e2e -args -update-pictures
+	go test -tags e2e -count=1 -v -run TestTheDemonstrationInABrowser ./e2e -args -update-pictures
 
 .PHONY: bench
 bench: temporal build ## Measure; BENCH_JSON=FILE writes the figures as one JSON object

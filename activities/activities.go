@@ -10,6 +10,7 @@ import (
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/worker"
 
 	"berth/osmodules"
@@ -36,8 +37,9 @@ const (
 	beatPerPhase = 10 * time.Millisecond
 )
 
-// HeartbeatThrottle is the worker.Options.MaxHeartbeatThrottleInterval to serve these activities with. The SDK's own
-// throttle (0.8 of the heartbeat timeout: 24 s) would keep a stage from people and from a successor for that long.
+// HeartbeatThrottle is how often a phase beats at most, and the worker.Options.MaxHeartbeatThrottleInterval to serve these
+// activities with. The SDK's own throttle (0.8 of the heartbeat timeout: 24 s) would keep a stage from people and from a
+// successor for that long.
 const HeartbeatThrottle = time.Second
 
 // Activities are Berth's activities. One value serves any number of them at once.
@@ -191,6 +193,10 @@ func (a *Activities) run(ctx context.Context, request PhaseRequest, do func(cont
 	case ctx.Err() != nil:
 		// Cancelled, or the server has given this try to another worker: never turned into anything else.
 		return PhaseResult{}, ctx.Err()
+	case temporal.IsCanceledError(cause):
+		// The SDK answers the server that a phase was cancelled only if it has heard of the cancel itself.
+		activity.RecordHeartbeat(ctx, p.snapshot())
+		return PhaseResult{}, temporal.NewCanceledError()
 	case errors.As(cause, new(provisioners.HandOver)):
 		return PhaseResult{}, handOver(a.options.Identity)
 	case errors.Is(cause, context.DeadlineExceeded) && reservation.VerdictOf(err) == "":
@@ -198,7 +204,7 @@ func (a *Activities) run(ctx context.Context, request PhaseRequest, do func(cont
 	default:
 		if reservation.VerdictOf(err) == "" {
 			// The next try of a fault needs the clock and the stages of this one.
-			p.sendBeat()
+			p.lastBeat(ctx)
 		}
 		return PhaseResult{}, asApplicationError(err, p.finish())
 	}

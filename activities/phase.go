@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 
@@ -20,6 +21,13 @@ import (
 // server no beat at all; one that touches anything has beaten before, because modules confirm what is destructive.
 const firstBeat = time.Second
 
+// How long a heartbeat may take. One that is lost is made up for by the next; a last one, which another worker is to go on
+// from, has nothing after it and holds up an answer.
+const (
+	beatLimit     = 10 * time.Second
+	lastBeatLimit = 3 * time.Second
+)
+
 // maxStages bounds the stages that travel with every heartbeat: a guest that comes and goes for an hour must not swell
 // them. The oldest give way.
 const maxStages = 40
@@ -29,8 +37,14 @@ type phase struct {
 	options  Options
 	request  PhaseRequest
 	token    []byte
-	deadline time.Time // a little before the server's own: after that one the SDK keeps our answer to itself
-	beat     func(reservation.Progress)
+	deadline time.Time     // a little before the server's own: after that one the SDK keeps our answer to itself
+	silence  time.Duration // without a heartbeat, after which the server gives the phase to another worker; 0: never
+	changed  chan struct{} // cap 1: there is something to tell
+
+	// record sends one heartbeat and returns what the server says to it. We send them ourselves: the SDK gives one no longer
+	// than its throttle, and ends the activity when that passes, so a server that is busy for a second would end every phase.
+	record  func(context.Context, reservation.Progress) error
+	sending chan struct{} // cap 1: held while one is sent
 
 	mu       sync.Mutex
 	progress reservation.Progress
@@ -39,8 +53,15 @@ type phase struct {
 
 func newPhase(ctx context.Context, options Options, request PhaseRequest) *phase {
 	info := activity.GetInfo(ctx)
-	p := &phase{options: options, request: request, token: info.TaskToken}
-	p.beat = func(progress reservation.Progress) { activity.RecordHeartbeat(ctx, progress) }
+	p := &phase{options: options, request: request, token: info.TaskToken, silence: info.HeartbeatTimeout,
+		changed: make(chan struct{}, 1), sending: make(chan struct{}, 1)}
+	p.record = func(call context.Context, progress reservation.Progress) error {
+		if options.Client == nil {
+			activity.RecordHeartbeat(ctx, progress)
+			return nil
+		}
+		return options.Client.RecordActivityHeartbeat(call, p.token, progress)
+	}
 	if activity.HasHeartbeatDetails(ctx) {
 		// Progress that cannot be read is a lost clock, not a lost load: the phase then starts its limit anew.
 		if err := activity.GetHeartbeatDetails(ctx, &p.progress); err != nil {
@@ -73,28 +94,92 @@ func (p *phase) start(activityCtx context.Context, beatEvery func() time.Duratio
 	ctx, end := context.WithCancelCause(context.WithoutCancel(activityCtx))
 	detach := context.AfterFunc(activityCtx, func() { end(endOf(context.Cause(activityCtx))) })
 	ctx, cancel := context.WithDeadline(ctx, p.deadline)
+	go func() {
+		if cause := p.keepBeating(ctx, beatEvery); cause != nil {
+			activity.GetLogger(activityCtx).Warn("this worker no longer has the phase", "error", cause)
+			end(endOf(cause))
+		}
+	}()
 	stopping := activity.GetWorkerStopChannel(activityCtx)
 	go func() {
-		next := time.NewTimer(firstBeat)
-		defer next.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-stopping:
-				p.sendBeat()
-				end(provisioners.HandOver{})
-				return
-			case <-next.C:
-				p.sendBeat()
-				next.Reset(beatEvery())
-			}
+		select {
+		case <-ctx.Done():
+		case <-stopping:
+			p.lastBeat(ctx)
+			end(provisioners.HandOver{})
 		}
 	}()
 	return ctx, func() {
 		detach()
 		cancel()
 		end(nil)
+	}
+}
+
+// keepBeating sends heartbeats until ctx ends, and then returns nil. It returns the server's answer if that says that the
+// phase was cancelled or is no longer ours, and the last error when the server has not been reached for so long that it has
+// given the phase away. What is in between is not the phase's business: it goes on.
+func (p *phase) keepBeating(ctx context.Context, beatEvery func() time.Duration) error {
+	next := time.NewTimer(firstBeat)
+	defer next.Stop()
+	var began time.Time // of the last beat
+	heard := time.Now() // the server knew us then
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.changed:
+			next.Reset(time.Until(began.Add(HeartbeatThrottle)))
+			continue
+		case <-next.C:
+		}
+		began = time.Now()
+		err := p.beat(ctx, beatLimit)
+		switch {
+		case err == nil:
+			heard = began
+			next.Reset(beatEvery())
+		case ctx.Err() != nil:
+			return nil
+		case decided(err), p.silence > 0 && time.Since(heard) > p.silence:
+			return err
+		default:
+			next.Reset(HeartbeatThrottle)
+		}
+	}
+}
+
+// decided says whether an answer to a heartbeat ends the phase, whenever it comes. Any other error may pass.
+func decided(err error) bool {
+	var notFound *serviceerror.NotFound
+	var namespaceNotFound *serviceerror.NamespaceNotFound
+	return temporal.IsCanceledError(err) || errors.Is(err, activity.ErrActivityPaused) || errors.Is(err, activity.ErrActivityReset) ||
+		errors.As(err, &notFound) || errors.As(err, &namespaceNotFound)
+}
+
+// beat sends one heartbeat. What was recorded before the call is in it, and nothing older follows it.
+func (p *phase) beat(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	select {
+	case p.sending <- struct{}{}:
+		defer func() { <-p.sending }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return p.record(ctx, p.snapshot())
+}
+
+// lastBeat hands what there is to whoever goes on with the phase. If it is lost, that one goes on from the beat before.
+func (p *phase) lastBeat(ctx context.Context) {
+	_ = p.beat(context.WithoutCancel(ctx), lastBeatLimit)
+}
+
+// tell has the next heartbeat sent as soon as the throttle allows it.
+func (p *phase) tell() {
+	select {
+	case p.changed <- struct{}{}:
+	default:
 	}
 }
 
@@ -107,8 +192,6 @@ func endOf(cause error) error {
 	}
 	return provisioners.HandOver{}
 }
-
-func (p *phase) sendBeat() { p.beat(p.snapshot()) }
 
 func (p *phase) snapshot() reservation.Progress {
 	p.mu.Lock()
@@ -123,7 +206,7 @@ func (p *phase) snapshot() reservation.Progress {
 // can change all the time (percents, places in a line) for a thousand phases at once.
 func (p *phase) Stage(name, detail string) {
 	if p.enterStage(name, detail) {
-		p.sendBeat()
+		p.tell()
 	}
 }
 
@@ -152,7 +235,7 @@ func (p *phase) Keep(key, value string) {
 	p.mu.Lock()
 	p.progress.Kept[key] = value
 	p.mu.Unlock()
-	p.sendBeat()
+	p.tell()
 }
 
 // Kept is part of reservation.Reporter.
@@ -162,8 +245,8 @@ func (p *phase) Kept(key string) string {
 	return p.progress.Kept[key]
 }
 
-// Confirm is part of reservation.Reporter. It asks the server, because the SDK's own heartbeats are batched and answer
-// nobody: a worker that was paused must hear from the server before it goes on.
+// Confirm is part of reservation.Reporter. It asks the server and waits for the answer: a worker that was paused must hear
+// from the server before it goes on.
 func (p *phase) Confirm(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -171,7 +254,7 @@ func (p *phase) Confirm(ctx context.Context) error {
 	if p.options.Client == nil {
 		return nil
 	}
-	if err := p.options.Client.RecordActivityHeartbeat(ctx, p.token, p.snapshot()); err != nil {
+	if err := p.beat(ctx, beatLimit); err != nil {
 		return fmt.Errorf("this worker may no longer act for %s: %w", p.request.Mark, err)
 	}
 	return nil

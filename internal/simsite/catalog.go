@@ -50,6 +50,8 @@ type catalogVMware struct {
 
 // WriteCatalog writes the catalog of the site as it is now, in one piece.
 func (s *Site) WriteCatalog() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	c := catalogContent{
 		Secrets: map[string]map[string]string{vcenterSecret: {"file": passwordFile}, loginSecret: {"file": loginKeyFile}},
 		Sites: []catalogSite{{Name: siteName, Provisioner: provisioner, VMware: catalogVMware{URL: s.url, User: User, Credential: vcenterSecret,

@@ -288,6 +288,7 @@ func (g *guest) executing(_ context.Context, command string) bool {
 	}
 	if t.behaviour.DiesIn != "" && t.behaviour.DiesIn == command {
 		g.die(t.behaviour.Dies)
+		<-t.ctx.Done() // a dead guest reports no exit code
 		return false
 	}
 	return true
@@ -348,21 +349,26 @@ func (g *guest) machineNow() *guestos.Machine {
 	return g.machine
 }
 
-// end closes the port and resets every connection.
+// end closes the port and resets every connection. Connections go first: what the boot's end does to commands is nothing that
+// their clients could be told.
 func (t *boot) end() {
+	closeAll := func() {
+		t.mu.Lock()
+		listener := t.listener
+		t.listener = nil
+		conns := t.conns
+		t.conns = map[net.Conn]struct{}{}
+		t.mu.Unlock()
+		if listener != nil {
+			listener.Close()
+		}
+		for conn := range conns {
+			drop(conn)
+		}
+	}
+	closeAll()
 	t.cancel()
-	t.mu.Lock()
-	listener := t.listener
-	t.listener = nil
-	conns := t.conns
-	t.conns = map[net.Conn]struct{}{}
-	t.mu.Unlock()
-	if listener != nil {
-		listener.Close()
-	}
-	for conn := range conns {
-		drop(conn)
-	}
+	closeAll() // what came in between
 }
 
 // drop resets a connection: the peer gets an error, not an end.
@@ -584,10 +590,11 @@ func (t *boot) session(conn *ssh.ServerConn, machine *guestos.Machine, ch ssh.Ch
 			_ = request.Reply(false, nil)
 			continue
 		}
+		t.guest.site.count(t.guest.name, func(c *Counts) { c.Commands++ })
 		_ = request.Reply(true, nil)
 		go ssh.DiscardRequests(requests)
-		t.guest.site.count(t.guest.name, func(c *Counts) { c.Commands++ })
 		status := t.run(machine, line, ch, env)
+		t.guest.site.count(t.guest.name, func(c *Counts) { c.Finished++ })
 		_, _ = ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)})) //nolint:gosec // 0 to 255
 		return
 	}

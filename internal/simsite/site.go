@@ -60,7 +60,8 @@ type Counts struct {
 	Reboots     int `json:"reboots"`     // from within the guest
 	Connections int `json:"connections"` // to the guest's port
 	Logins      int `json:"logins"`      // by SSH that succeeded
-	Commands    int `json:"commands"`    // run by SSH
+	Commands    int `json:"commands"`    // begun by SSH; counted before their clients hear of it
+	Finished    int `json:"finished"`    // of these, those that have run to their end; likewise
 }
 
 // Guest is how a computer's guest stands.
@@ -110,6 +111,8 @@ type Site struct {
 	servers       []*http.Server
 	url           string
 	control       string
+
+	writing sync.Mutex // the catalog: one writer at a time
 
 	mu        sync.Mutex
 	computers map[string]Computer

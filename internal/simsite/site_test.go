@@ -103,7 +103,7 @@ func TestALinkedCloneBootsAGuestThatAnswersWithTheKeyItWasHanded(t *testing.T) {
 	require.NotEqual(t, fingerprint, ssh.FingerprintSHA256(shown))
 
 	counts := l.Counts("vm-01")
-	require.Equal(t, Counts{CloneCalls: 1, Clones: 1, PowerOns: 1, Reboots: 1, Connections: 3, Logins: 3, Commands: 4}, counts)
+	require.Equal(t, Counts{CloneCalls: 1, Clones: 1, PowerOns: 1, Reboots: 1, Connections: 3, Logins: 3, Commands: 4, Finished: 4}, counts)
 	require.Equal(t, 2, l.Calls()["CloneVM_Task"])
 }
 
@@ -378,7 +378,7 @@ func TestEachLoadHasItsOwnBehaviourAndTheLastRepeats(t *testing.T) {
 }
 
 func onlyVM(c Counts) Counts {
-	c.Connections, c.Logins, c.Commands = 0, 0, 0
+	c.Connections, c.Logins, c.Commands, c.Finished = 0, 0, 0, 0
 	return c
 }
 
