@@ -10,8 +10,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/stretchr/testify/require"
-
 	"berth/internal/simsite"
 )
 
@@ -75,8 +73,7 @@ func newDoor(t *testing.T, guest string, stop holdsFrom) *door {
 
 func (d *door) listen(t *testing.T) {
 	t.Helper()
-	listener, err := net.Listen("tcp", d.address)
-	require.NoError(t, err)
+	listener := listenAgain(t, d.address)
 	d.mu.Lock()
 	d.listener = listener
 	d.mu.Unlock()

@@ -153,6 +153,19 @@ const (
 	takeover = 150 * time.Second
 )
 
+// listenAgain listens at an address that was just closed. A process that is being started beside us holds a copy of the old
+// socket from its fork to its exec, so the address may be taken for a moment longer.
+func listenAgain(t *testing.T, address string) net.Listener {
+	t.Helper()
+	var listener net.Listener
+	require.Eventually(t, func() (ok bool) {
+		var err error
+		listener, err = net.Listen("tcp", address)
+		return err == nil
+	}, 10*time.Second, 10*time.Millisecond, "%s cannot be listened on", address)
+	return listener
+}
+
 // loopback returns an address of the loopback network that nobody uses. Its port is none of those that the system gives
 // to outgoing connections, so it stays free while nobody listens on it.
 func loopback(t *testing.T, port int) string {

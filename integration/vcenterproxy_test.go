@@ -11,8 +11,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/stretchr/testify/require"
 )
 
 // direction tells a request from its answer.
@@ -174,13 +172,12 @@ func (p *vcenterProxy) url() string { return "https://" + p.address + "/sdk" }
 // restore serves, at first and after cut.
 func (p *vcenterProxy) restore(t *testing.T) {
 	t.Helper()
-	listener, err := tls.Listen("tcp", p.address, p.config)
-	require.NoError(t, err)
+	listener := listenAgain(t, p.address)
 	server := &http.Server{Handler: p, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
 	p.mu.Lock()
 	p.server = server
 	p.mu.Unlock()
-	go func() { _ = server.Serve(listener) }()
+	go func() { _ = server.Serve(tls.NewListener(listener, p.config)) }()
 }
 
 // cut refuses connections and breaks those that there are.

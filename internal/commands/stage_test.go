@@ -124,7 +124,7 @@ func (s *stage) tools(stdin io.Reader, stdout, stderr io.Writer) Tools {
 		Stdin: stdin, Stdout: stdout, Stderr: stderr, Now: time.Now,
 		Env:        func(name string) string { return s.env[name] },
 		Validators: map[string]provisioners.Validator{"scripted": anything{}},
-		Temporal:   temporalclient.Settings{Address: s.server.Address, Namespace: s.server.Namespace, Patience: time.Second},
+		Temporal:   temporalclient.Settings{Address: s.server.Address, Namespace: s.server.Namespace, Patience: 10 * time.Second},
 	}
 }
 
