@@ -229,7 +229,9 @@ func killAt(t *testing.T, w *world, site *site, name string, p point) string {
 	require.Equal(t, "load done, post-load done", phases(status))
 	lost := map[reservation.Phase]int{p.phase: 1 + p.lost}
 	for _, record := range status.Phases {
-		require.Equal(t, lost[record.Phase], record.Lost, "tries of %s that were lost", record.Phase)
+		// At least: the server may hand the next try to a poll that the dead worker left behind, and miss it as well. That
+		// costs a try and no attempt; what must not happen twice is counted below.
+		require.GreaterOrEqual(t, record.Lost, lost[record.Phase], "tries of %s that were lost", record.Phase)
 		worker := successor.identity
 		if record.Phase == reservation.PhaseLoad && p.phase == reservation.PhasePostLoad {
 			worker = victim.identity
