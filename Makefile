@@ -64,7 +64,8 @@ test: temporal ## Run all tests, with the race detector where a C compiler is th
 	fi
 	[[ -z $$race ]] || export CGO_ENABLED=1
 	set -x
-	go test $$race -timeout 20m $(TESTFLAGS) ./...
+	go build $$race ./...
+	go test $$race -p 1 -timeout 20m $(TESTFLAGS) ./... # one package at a time: several start servers and workers by the dozen
 
 .PHONY: lint
 lint: ## Check format, go vet, staticcheck, workflowcheck, and who may import whom

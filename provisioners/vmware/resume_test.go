@@ -42,7 +42,7 @@ func (l *lab) doomed(r provisioners.Request, report *reporter, aim func(*front, 
 	}()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute): // a busy machine is slow; a hang is for ever
 		l.t.Fatal("the doomed load hangs")
 	}
 	closing, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
@@ -129,7 +129,7 @@ func TestAWorkerThatIsKilledAnywhereLeavesOneCloneToItsSuccessor(t *testing.T) {
 					t.Logf("killed at %d points", n-c.first)
 					return
 				}
-				loaded, err = survivor.Load(within(t, 10*time.Second), request(computer), report.successor(c.all))
+				loaded, err = survivor.Load(within(t, time.Minute), request(computer), report.successor(c.all))
 				require.NoError(t, err, "killed at %d, after %v", n, report.seen())
 				l.whole(t, computer, "res-"+computer+"/run-1/1", loaded)
 			}
