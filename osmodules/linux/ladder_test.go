@@ -500,7 +500,7 @@ func TestManyGuestsAreNoticedQuicklyAndLeaveNothingBehind(t *testing.T) {
 	slices.Sort(noticed)
 	p95 := noticed[guests*95/100]
 	t.Logf("noticed: median %s, p95 %s, worst %s", noticed[guests/2], p95, noticed[guests-1])
-	require.Less(t, p95, time.Second)
+	require.Less(t, p95, 10*time.Second) // that it is a second on a machine of its own is measured by the benchmarks
 	g.Close()
 	until(t, "nothing left running", func() bool { return runtime.NumGoroutine() <= before })
 }
