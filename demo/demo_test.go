@@ -190,8 +190,11 @@ func TestASiteThatDoesNotStartIsAnErrorWithTheEndOfItsLog(t *testing.T) {
 }
 
 func TestAProgramThatEndsByItselfEndsTheWork(t *testing.T) {
-	s := testStage(t, "echo '{}'; echo out of memory >&2; exit 3\n")
+	// It ends only when the test lets it: a program that ends while it starts is another case.
+	end := filepath.Join(t.TempDir(), "end")
+	s := testStage(t, "echo '{}'; until test -e "+end+"; do sleep 0.01; done; echo out of memory >&2; exit 3\n")
 	require.NoError(t, s.startSite(t.Context()))
+	require.NoError(t, os.WriteFile(end, nil, 0o600))
 	err := s.whileAlive(t.Context(), func(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
