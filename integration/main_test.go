@@ -54,6 +54,7 @@ func TestBerth(t *testing.T) {
 		{"cancelled", testCancelled},
 		{"a worker that is stopped hands over", testHandOver},
 		{"a worker that was paused is too late", testPaused},
+		{"a worker that was paused clones nothing for a reservation that is over", testPausedAndOver},
 		{"guests", testGuests},
 		{"a computer has one holder", testHolder},
 	} {

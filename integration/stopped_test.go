@@ -199,5 +199,22 @@ func testPaused(t *testing.T, w *world) {
 	})
 }
 
+// An empty place bears no mark that could keep a late worker off.
+func testPausedAndOver(t *testing.T, w *world) {
+	const computer = "paused-4"
+	l := w.newLab(t, computer, labOptions{computers: one(computer)})
+	worker := l.worker(t)
+	looked := l.vcenter.add(lookedInVain())
+	b := l.reserve(t, computer)
+	<-looked.reached
+	worker.signal(t, syscall.SIGSTOP)
+	require.NoError(t, w.client.TerminateWorkflow(t.Context(), b.run.GetID(), b.run.GetRunID(), "a test"))
+	looked.open()
+	worker.signal(t, syscall.SIGCONT)
+	worker.says(t, `"phase":"load"`, `"message":"phase ended"`)
+	require.Zero(t, l.site.counts(t, computer).CloneCalls, "nobody would ever remove what it had made")
+	l.gone(t, computer)
+}
+
 // lookedInVain holds the answer that there is no VM under the computer's name.
 func lookedInVain() *gate { return at("FindChild", answer, 1) }
