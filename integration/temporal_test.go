@@ -20,7 +20,7 @@ func testTemporalSilent(t *testing.T, w *world) {
 	silence := newGate(func(string, direction) bool { return true })
 	silence.all = true
 	temporal.add(silence)
-	<-silence.reached
+	silence.await(t)
 	eventually(t, patience, func() (bool, string) {
 		return l.site.counts(t, computer).PowerOns == 1, "the VM is not powered on"
 	})
