@@ -56,6 +56,7 @@ func TestBerth(t *testing.T) {
 		{"a worker that was paused is too late", testPaused},
 		{"a worker that was paused clones nothing for a reservation that is over", testPausedAndOver},
 		{"guests", testGuests},
+		{"clones of several workers in one vCenter", testCloneLimit},
 		{"a computer has one holder", testHolder},
 	} {
 		t.Run(one.name, func(t *testing.T) {
