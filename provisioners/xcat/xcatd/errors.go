@@ -74,11 +74,11 @@ func judge(command Command, answer Answer) error {
 		}
 		failed[line.Node] = true
 	}
-	if len(faults) == 0 && answer.code != 0 {
-		fault(Other, "", fmt.Sprintf("error code %d: %s", answer.code, strings.Join(texts(answer), "; ")))
+	if len(faults) == 0 && answer.Code != 0 {
+		fault(Other, "", fmt.Sprintf("error code %d: %s", answer.Code, strings.Join(texts(answer), "; ")))
 		failed[""] = true
 	}
-	if !answer.done {
+	if !answer.Done {
 		fault(Connection, "", "the answer ended before serverdone")
 		failed[""] = true
 	}

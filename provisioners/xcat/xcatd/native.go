@@ -261,7 +261,7 @@ func decode(from io.Reader, each func(Line)) (Answer, error) {
 			return answer, err
 		}
 		for _, code := range response.Codes {
-			answer.code |= code
+			answer.Code |= code
 		}
 		all("", Failure, response.Errors)
 		all("", Warning, response.Warnings)
@@ -272,7 +272,7 @@ func decode(from io.Reader, each func(Line)) (Answer, error) {
 		}
 		for _, node := range response.Nodes {
 			for _, code := range node.Codes {
-				answer.code |= code
+				answer.Code |= code
 			}
 			all(node.Name, Failure, node.Errors)
 			all(node.Name, Warning, node.Warnings)
@@ -284,7 +284,7 @@ func decode(from io.Reader, each func(Line)) (Answer, error) {
 			}
 		}
 		if len(response.Done) > 0 {
-			answer.done = true
+			answer.Done = true
 			return answer, nil
 		}
 	}

@@ -347,7 +347,7 @@ func TestTheDeadlineOfACommandFollowsItsKind(t *testing.T) {
 		client := NewClient(transportFunc(func(ctx context.Context, _ Command) (Answer, error) {
 			deadline, _ := ctx.Deadline()
 			left = time.Until(deadline)
-			return Answer{done: true}, nil
+			return Answer{Done: true}, nil
 		}), 0)
 		_, err := client.Do(context.Background(), c.command)
 		require.NoError(t, err)
@@ -366,7 +366,7 @@ func TestNoMoreCommandsRunAtOnceThanTheSiteAllows(t *testing.T) {
 		}
 		running <- struct{}{}
 		<-release
-		return Answer{done: true}, nil
+		return Answer{Done: true}, nil
 	}), 3)
 	var all sync.WaitGroup
 	for range 12 {

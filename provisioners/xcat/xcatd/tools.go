@@ -109,7 +109,7 @@ func QuoteAll(words []string) string {
 // read turns what a tool has written into an answer. On stdout "n01: text" is node n01's line where n01 was asked about; on
 // stderr a line is an error, with the management node's name in its middle: "n04: [mn]: Error: ERROR: timeout".
 func read(command Command, output Output) Answer {
-	answer := Answer{code: output.Code, done: true}
+	answer := Answer{Code: output.Code, Done: true}
 	add := func(kind LineKind, text string) {
 		text = clean(text)
 		node := ""

@@ -84,8 +84,8 @@ type Line struct {
 // Answer is what a command has answered, in the order in which it came.
 type Answer struct {
 	Lines []Line
-	code  int  // all error codes, or'ed
-	done  bool // the daemon has said that there is nothing more
+	Code  int  // all error codes, or'ed
+	Done  bool // the daemon has said that there is nothing more
 }
 
 // Of returns the first data line of a node, and whether there is one.
@@ -147,7 +147,7 @@ func (c *Client) Do(ctx context.Context, command Command) (Answer, error) {
 	switch {
 	case ctx.Err() != nil:
 		return answer, ctx.Err()
-	case call.Err() != nil && err != nil:
+	case call.Err() != nil && (err != nil || !answer.Done):
 		return answer, &Error{Kind: Connection, Command: command.String(), Text: fmt.Sprintf("no complete answer within %s", limit)}
 	case err != nil:
 		return answer, err
