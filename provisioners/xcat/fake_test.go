@@ -201,6 +201,8 @@ func (f *fake) answer(command xcatd.Command) (lines []xcatd.Line, err string) {
 		return of(map[string]string{"net": "Network", "hd": "Hard Drive"}[node.device])
 	case "rpower":
 		return of(node.power(f, command.Args[0]))
+	case "makeknownhosts":
+		node.shared++
 	case "nodestat":
 		return of(node.services)
 	default:

@@ -199,6 +199,18 @@ func (l *load) arm(ctx context.Context) error {
 		// A worker before us has armed it, and was lost before it could say so.
 		return l.isArmed(ctx, v.state)
 	}
+	if arms(v.state) && v.method != l.osimage {
+		// An earlier load of Berth's has left it. Once our claim stands there it would look like somebody else's.
+		if err := l.report.Confirm(ctx); err != nil {
+			return err
+		}
+		if err := l.client.Disarm(ctx, l.node.node); err != nil {
+			return err
+		}
+		if err := l.settle(ctx, func(v view) bool { return !arms(v.state) }); err != nil {
+			return err
+		}
+	}
 	if !mine {
 		l.report.Keep(keptBaseline, v.status.Status+" "+v.status.Time)
 		if err := l.report.Confirm(ctx); err != nil {

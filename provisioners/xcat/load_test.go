@@ -169,12 +169,10 @@ func TestABMCIsAskedAgainByWhatItAnswers(t *testing.T) {
 	t.Run("a few timeouts cost nothing", func(t *testing.T) {
 		f := newFake()
 		err, _ := try(t, f, func(f *fake) {
-			n := 0
+			tries := map[string]int{}
 			f.refuse = func(command xcatd.Command) *xcatd.Line {
-				if command.Name == "rpower" {
-					if n++; n%5 != 0 {
-						return &xcatd.Line{Node: "n01", Text: "ERROR: timeout"}
-					}
+				if tries[command.String()]++; command.Name == "rpower" && tries[command.String()] <= 4 {
+					return &xcatd.Line{Node: "n01", Text: "ERROR: timeout"}
 				}
 				return nil
 			}
@@ -223,34 +221,38 @@ func TestTheOverallLimitLeavesTimeToDisarm(t *testing.T) {
 	require.Equal(t, stateBoot, f.nodes["n01"].state)
 }
 
-// A worker is lost at each of its commands, before or after the command was done. The next one goes on: one nodeset, one
-// power-on, one install.
+// A worker is lost at each of its commands: just before it (a cancel that aborts it), or with it done and nothing noted of it
+// (a worker that hands over lets it finish). The next one goes on: one nodeset, one power-on, one install.
 func TestAWorkerThatIsLostAnywhereLeavesOneInstall(t *testing.T) {
 	whole := newFake()
 	err, _ := try(t, whole, nil)
 	require.NoError(t, err)
-	for _, all := range []bool{false, true} {
-		for at := range len(whole.commands) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFake()
-				request, report := order(), newReporter()
-				ctx, cancel := context.WithCancelCause(t.Context())
-				n := 0
-				f.before = func(xcatd.Command) {
-					if n++; n == at+1 {
-						cancel(provisioners.HandOver{})
+	for _, cause := range []error{context.Canceled, provisioners.HandOver{}} {
+		for _, all := range []bool{false, true} {
+			for at := range len(whole.commands) {
+				where := fmt.Sprintf("%v at %d: %s", cause, at, whole.commands[at])
+				synctest.Test(t, func(t *testing.T) {
+					f := newFake()
+					request, report := order(), newReporter()
+					ctx, cancel := context.WithCancelCause(t.Context())
+					n := 0
+					f.before = func(xcatd.Command) {
+						if n++; n == at+1 {
+							cancel(cause)
+							synctest.Wait()
+						}
 					}
-				}
-				if _, err := f.module().Load(ctx, request, report); err != nil {
-					require.ErrorIs(t, err, context.Canceled, "at %d", at)
-					f.before = nil
-					_, err = f.module().Load(t.Context(), request, report.successor(all))
-					require.NoError(t, err, "at %d: %s", at, whole.commands[at])
-				}
-				node := f.nodes["n01"]
-				require.Equal(t, [3]int{1, 1, 1}, [3]int{node.nodesets, node.boots, node.installs}, "at %d: %s", at, whole.commands[at])
-				require.Equal(t, stateBoot, node.state)
-			})
+					if _, err := f.module().Load(ctx, request, report); err != nil {
+						require.ErrorIs(t, err, context.Canceled, where)
+						f.before = nil
+						_, err = f.module().Load(t.Context(), request, report.successor(all))
+						require.NoError(t, err, where)
+					}
+					node := f.nodes["n01"]
+					require.Equal(t, [3]int{1, 1, 1}, [3]int{node.nodesets, node.boots, node.installs}, where)
+					require.Equal(t, stateBoot, node.state)
+				})
+			}
 		}
 	}
 }

@@ -173,16 +173,31 @@ func (l *load) note(r reading, started bool) bool {
 		started = true
 		l.started()
 	}
-	if seen := strings.Trim(strings.Join([]string{r.line, r.news, r.state}, ", "), ", "); seen != l.seen || begins {
+	// A blank is no reading: what was there before still counts.
+	before := strings.SplitN(l.seen+"||", "|", 4)
+	line, news, state := firstOf(r.line, before[0]), firstOf(r.news, before[1]), firstOf(r.state, before[2])
+	if seen := line + "|" + news + "|" + state; seen != l.seen || begins {
 		l.changed, l.seen = time.Now(), seen
 		l.keepChanged()
 	}
-	if started {
-		l.report.Stage(stageInstall, firstOf(r.line, r.news, r.services, r.state))
-	} else {
-		l.report.Stage(stageStart, firstOf(r.news, r.services))
+	switch {
+	case !started:
+		l.report.Stage(stageStart, firstOf(news, r.services))
+	case news == "powering-on": // that is of before the installation
+		l.report.Stage(stageInstall, firstOf(line, state))
+	default:
+		l.report.Stage(stageInstall, firstOf(line, news, state))
 	}
 	return started
+}
+
+// last returns what was seen last, for people.
+func (l *load) last() string {
+	parts := strings.FieldsFunc(l.seen, func(r rune) bool { return r == '|' })
+	if len(parts) == 0 {
+		return "nothing"
+	}
+	return strings.Join(parts, ", ")
 }
 
 func firstOf(texts ...string) string {
@@ -207,7 +222,7 @@ func (l *load) limit(ctx context.Context, started bool) error {
 	now := time.Now()
 	switch {
 	case now.After(l.overall):
-		return reservation.Reload(fmt.Sprintf("node %s is not loaded within the overall limit; last seen: %s", l.node.node, l.seen), nil)
+		return reservation.Reload(fmt.Sprintf("node %s is not loaded within the overall limit; last seen: %s", l.node.node, l.last()), nil)
 	case !started && now.Sub(l.powered) > l.limits.Start:
 		if l.report.Kept(keptRestarted) == "" {
 			l.report.Keep(keptRestarted, "1")
@@ -219,9 +234,9 @@ func (l *load) limit(ctx context.Context, started bool) error {
 	case started && now.Sub(l.changed) > l.limits.NoProgress:
 		if l.report.Kept(keptReset) == "" {
 			l.report.Keep(keptReset, "1")
-			return l.again(ctx, "no progress at "+strconv.Quote(l.seen), false)
+			return l.again(ctx, "no progress at "+strconv.Quote(l.last()), false)
 		}
-		return reservation.Reload(fmt.Sprintf("the installer on node %s has made no progress for %s, twice; last seen: %s", l.node.node, l.limits.NoProgress, l.seen), nil)
+		return reservation.Reload(fmt.Sprintf("the installer on node %s has made no progress for %s, twice; last seen: %s", l.node.node, l.limits.NoProgress, l.last()), nil)
 	}
 	return nil
 }
@@ -274,7 +289,7 @@ func stat(ctx context.Context, address string) string {
 	line, _ := bufio.NewReader(io.LimitReader(conn, maxLine)).ReadString('\n')
 	line = strings.TrimSpace(line)
 	for _, r := range line {
-		if r < ' ' || r > '~' {
+		if r < ' ' || r > '~' || r == '|' {
 			return ""
 		}
 	}
