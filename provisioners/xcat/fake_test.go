@@ -37,7 +37,7 @@ type fakeNode struct {
 	device                 string // what it boots from next; "" is its disk
 	line                   string // what its installer says
 	services               string
-	installs               int
+	installs, shared       int
 	nodesets, boots, offs  int
 	generation             int // counts boots: what an earlier boot had planned does not happen
 	install                []step

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -23,6 +24,29 @@ type Tools struct {
 	SSH []string
 	// Path is where the tools are looked for, with colons between; "" is DefaultPath.
 	Path string
+}
+
+// Remote is a management node that the ssh program reaches. It never asks anything, and knows the host key from a file.
+type Remote struct {
+	Destination    string // user@host
+	Port           int    // 0 is 22
+	IdentityFile   string // private key; "" is what ssh finds itself
+	KnownHostsFile string // "" is ssh's own
+}
+
+// Command returns the words for Tools.SSH.
+func (r Remote) Command() []string {
+	words := []string{"ssh", "-T", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15"}
+	if r.KnownHostsFile != "" {
+		words = append(words, "-o", "UserKnownHostsFile="+r.KnownHostsFile)
+	}
+	if r.IdentityFile != "" {
+		words = append(words, "-o", "IdentitiesOnly=yes", "-i", r.IdentityFile)
+	}
+	if r.Port != 0 {
+		words = append(words, "-p", strconv.Itoa(r.Port))
+	}
+	return append(words, r.Destination)
 }
 
 // Run is part of Transport.

@@ -99,3 +99,11 @@ while :; do sleep 0.05; done`)
 	require.ErrorIs(t, err, ctx.Err())
 	require.FileExists(t, filepath.Join(marks, "aborted"))
 }
+
+func TestSSHNeverAsksAndKnowsItsHost(t *testing.T) {
+	words := Remote{Destination: "root@mn", Port: 2222, IdentityFile: "/keys/mn", KnownHostsFile: "/keys/known_hosts"}.Command()
+	require.Equal(t, "root@mn", words[len(words)-1])
+	for _, option := range []string{"BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/keys/known_hosts", "IdentitiesOnly=yes", "/keys/mn", "2222"} {
+		require.Contains(t, words, option)
+	}
+}
