@@ -41,7 +41,8 @@ type fakeNode struct {
 	nodesets, boots, offs  int
 	generation             int // counts boots: what an earlier boot had planned does not happen
 	install                []step
-	lossy                  int // reads of the status that come back blank, each second one
+	lossy                  int  // reads of the status that come back blank, each second one
+	stuck                  bool // nothing that is written to the status can be read back
 }
 
 // step is something that happens to a machine a while after it has begun to install.
@@ -72,6 +73,9 @@ func says(line string) func(*fakeNode)    { return func(n *fakeNode) { n.line = 
 func notes(status string) func(*fakeNode) { return func(n *fakeNode) { n.set(status) } }
 
 func (n *fakeNode) set(status string) {
+	if n.stuck {
+		return
+	}
 	n.status, n.stamp = status, time.Now().Format("01-02-2006 15:04:05")
 }
 
@@ -85,7 +89,7 @@ func works() []step {
 		{8 * time.Minute, says("installing kernel (40%)")},
 		{11 * time.Minute, says("installing post scripts")},
 		{12 * time.Minute, next},
-		{12*time.Minute + 20*time.Second, says("")},
+		{13 * time.Minute, says("")},
 		{14 * time.Minute, notes("booted")},
 	}
 }
@@ -173,10 +177,10 @@ func (f *fake) answer(command xcatd.Command) (lines []xcatd.Line, err string) {
 		for _, change := range command.Args[4:] {
 			key, value, _ := strings.Cut(change, "=")
 			switch key {
-			case "status":
-				n.status = value
-			case "statustime":
-				n.stamp = value
+			case "status", "statustime":
+				if !n.stuck {
+					n.status, n.stamp = "", ""
+				}
 			case "usercomment":
 				n.comment = value
 			}

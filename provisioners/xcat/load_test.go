@@ -62,6 +62,10 @@ func TestEveryWayALoadCanGo(t *testing.T) {
 			verdict: reservation.VerdictDone, boots: 1, state: stateBoot},
 		"an old booted is no news": {change: func(f *fake) { f.nodes["n01"].status, f.nodes["n01"].stamp = "booted", "11-23-2026 18:15:38" },
 			verdict: reservation.VerdictDone, boots: 1, state: stateBoot},
+		"an old failed that a cache still shows is no news": {change: func(f *fake) {
+			n := f.nodes["n01"]
+			n.status, n.stamp, n.stuck = "failed", "11-23-2026 18:15:38", true
+		}, verdict: reservation.VerdictDone, boots: 1, state: stateBoot},
 		"BMC dead": {change: bmcSays("rpower n01 stat", "ERROR: timeout"),
 			verdict: reservation.VerdictReload, reason: "BMC does not answer", state: stateBoot},
 		"BMC with another password": {change: bmcSays("rpower n01 stat", "ERROR: Incorrect password provided"),
@@ -105,7 +109,7 @@ func TestEveryWayALoadCanGo(t *testing.T) {
 			verdict: reservation.VerdictFail, reason: "somebody else", boots: 1, state: "offline"},
 		"xcatd is away for 30 minutes": {change: func(f *fake) {
 			f.nodes["n01"].install = append(works()[:2],
-				step{6 * time.Minute, func(*fakeNode) { f.down = true }}, step{36 * time.Minute, func(*fakeNode) { f.down = false }}, step{37 * time.Minute, next})
+				step{6 * time.Minute, func(*fakeNode) { f.down = true }}, step{36 * time.Minute, func(*fakeNode) { f.down = false }}, step{37 * time.Minute, func(n *fakeNode) { next(n); n.line = "" }})
 		}, verdict: reservation.VerdictDone, boots: 1, state: stateBoot, stage: "does not answer"},
 		"denied": {change: func(f *fake) {
 			f.refuse = func(xcatd.Command) *xcatd.Line { return &xcatd.Line{Text: "Permission denied for request"} }
@@ -132,11 +136,15 @@ func TestEveryWayALoadCanGo(t *testing.T) {
 			require.Equal(t, c.boots, n.boots, "power-ons")
 			require.Equal(t, c.offs, n.offs, "power-offs")
 			require.Equal(t, 0, f.count("rpower n01 reset"))
+			if c.verdict == reservation.VerdictFail {
+				require.False(t, report.saw("again:"), "it fails at once")
+			}
 			if c.stage != "" {
 				require.True(t, report.saw(c.stage), "%q", report.stages)
 			}
 			if c.verdict == reservation.VerdictDone {
 				require.True(t, n.on)
+				require.Empty(t, n.line, "the installer has let go of it")
 				require.Equal(t, 1, n.nodesets)
 			}
 			if n.nodesets > 0 && c.verdict != reservation.VerdictDone && c.state == stateBoot && c.boots == 0 {
@@ -254,6 +262,24 @@ func TestAWorkerThatIsLostAnywhereLeavesOneInstall(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+func TestAWorkerThatHandsOverLetsItsCommandFinish(t *testing.T) {
+	for cause, boots := range map[error]int{provisioners.HandOver{}: 1, context.Canceled: 0} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake()
+			ctx, cancel := context.WithCancelCause(t.Context())
+			f.before = func(c xcatd.Command) {
+				if c.String() == "rpower n01 boot" {
+					cancel(cause)
+					synctest.Wait()
+				}
+			}
+			_, err := f.module().Load(ctx, order(), newReporter())
+			require.ErrorIs(t, err, context.Canceled)
+			require.Equal(t, boots, f.nodes["n01"].boots, "%v", cause)
+		})
 	}
 }
 
