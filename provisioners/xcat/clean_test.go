@@ -259,7 +259,7 @@ func TestTheTranscriptsLoadsAreJudged(t *testing.T) {
 		}
 		require.NotEmpty(t, steps, file)
 		f := newFake()
-		err, _ = try(t, f, func(f *fake) { f.nodes["n01"].install = steps })
+		_, err = try(t, f, func(f *fake) { f.nodes["n01"].install = steps })
 		require.Equal(t, want, reservation.VerdictOf(err), "%s: %v", file, err)
 		require.Equal(t, stateBoot, f.nodes["n01"].state, file)
 	}

@@ -88,6 +88,10 @@ func (m *Module) prepare(request provisioners.Request, report reservation.Report
 		return nil, reservation.Fail("image "+request.Reservation.Image.String()+" cannot be loaded at site "+n.name, &reservation.FieldError{
 			Field: "image.sources.xcat." + sourceKnownHosts, Value: hostKeysOwn, Remedy: "give the site tools: its keys are scanned on the management node"})
 	}
+	if request.Reservation.Image.Control.HostKey == reservation.HostKeyHanded {
+		return nil, reservation.Fail("image "+request.Reservation.Image.String()+" cannot be loaded", &reservation.FieldError{
+			Field: "image.control.host_key", Value: reservation.HostKeyHanded, Remedy: "xCAT hands no key over: write " + reservation.HostKeyFirst + ", or leave it out"})
+	}
 	began := time.Now()
 	if !request.Deadline.IsZero() {
 		began = request.Deadline.Add(-request.Limit)

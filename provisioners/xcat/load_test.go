@@ -16,7 +16,7 @@ import (
 )
 
 // try loads n01 in a bubble and returns how that went.
-func try(t *testing.T, f *fake, change func(f *fake), orders ...func(*provisioners.Request)) (err error, report *reporter) {
+func try(t *testing.T, f *fake, change func(f *fake), orders ...func(*provisioners.Request)) (report *reporter, err error) {
 	synctest.Test(t, func(t *testing.T) {
 		if change != nil {
 			change(f)
@@ -27,7 +27,7 @@ func try(t *testing.T, f *fake, change func(f *fake), orders ...func(*provisione
 		defer cancel()
 		_, err = f.module().Load(ctx, request, report)
 	})
-	return err, report
+	return report, err
 }
 
 // Every row of the reference's table of failures: what is seen, what is done, which verdict, how often the node's power was
@@ -121,12 +121,14 @@ func TestEveryWayALoadCanGo(t *testing.T) {
 		"no MAC":             {change: func(f *fake) { f.nodes["n01"].mac = "" }, verdict: reservation.VerdictFail, reason: "MAC", state: stateBoot},
 		"another MAC":        {change: func(f *fake) { f.nodes["n01"].mac = "02:00:00:00:00:99" }, verdict: reservation.VerdictFail, reason: "catalog", state: stateBoot},
 		"no mgt":             {change: func(f *fake) { f.nodes["n01"].mgt = "" }, verdict: reservation.VerdictFail, reason: "mgt", state: stateBoot},
+		"a host key to hand over": {orders: []func(*provisioners.Request){func(r *provisioners.Request) { r.Reservation.Image.Control.HostKey = reservation.HostKeyHanded }},
+			verdict: reservation.VerdictFail, reason: "first-handshake", state: stateBoot},
 		"own keys without tools": {orders: []func(*provisioners.Request){source(sourceKnownHosts, hostKeysOwn)},
 			verdict: reservation.VerdictFail, reason: "tools", state: stateBoot},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake()
-			err, report := try(t, f, c.change, c.orders...)
+			report, err := try(t, f, c.change, c.orders...)
 			require.Equal(t, c.verdict, reservation.VerdictOf(err), "%v", err)
 			if c.reason != "" {
 				require.ErrorContains(t, err, c.reason)
@@ -163,7 +165,7 @@ func TestABMCIsAskedAgainByWhatItAnswers(t *testing.T) {
 		"Invalid data field in Request": {"rsetboot n01 net", 3},
 	} {
 		f := newFake()
-		err, _ := try(t, f, func(f *fake) {
+		_, err := try(t, f, func(f *fake) {
 			f.refuse = func(command xcatd.Command) *xcatd.Line {
 				if command.String() == c.command {
 					return &xcatd.Line{Node: "n01", Text: text}
@@ -176,7 +178,7 @@ func TestABMCIsAskedAgainByWhatItAnswers(t *testing.T) {
 	}
 	t.Run("a few timeouts cost nothing", func(t *testing.T) {
 		f := newFake()
-		err, _ := try(t, f, func(f *fake) {
+		_, err := try(t, f, func(f *fake) {
 			tries := map[string]int{}
 			f.refuse = func(command xcatd.Command) *xcatd.Line {
 				if tries[command.String()]++; command.Name == "rpower" && tries[command.String()] <= 4 {
@@ -190,7 +192,7 @@ func TestABMCIsAskedAgainByWhatItAnswers(t *testing.T) {
 	})
 	t.Run("one that does it and says it timed out", func(t *testing.T) {
 		f := newFake()
-		err, _ := try(t, f, func(f *fake) {
+		_, err := try(t, f, func(f *fake) {
 			f.refuse = func(command xcatd.Command) *xcatd.Line {
 				if command.String() == "rpower n01 boot" {
 					f.nodes["n01"].power(f, "boot")
@@ -207,10 +209,10 @@ func TestABMCIsAskedAgainByWhatItAnswers(t *testing.T) {
 func TestASlowImageGetsItsTime(t *testing.T) {
 	slow := []step{works()[0], {40 * time.Minute, says("installing kernel (40%)")}, {95 * time.Minute, func(n *fakeNode) { next(n); n.line = "" }}}
 	f := newFake()
-	err, _ := try(t, f, func(f *fake) { f.nodes["n01"].install = slow })
+	_, err := try(t, f, func(f *fake) { f.nodes["n01"].install = slow })
 	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(err), "%v", err)
 	f = newFake()
-	err, _ = try(t, f, func(f *fake) { f.nodes["n01"].install = slow }, source(sourceExpected, "60"))
+	_, err = try(t, f, func(f *fake) { f.nodes["n01"].install = slow }, source(sourceExpected, "60"))
 	require.NoError(t, err)
 	require.Equal(t, 1, f.nodes["n01"].boots)
 }
@@ -221,7 +223,7 @@ func TestTheOverallLimitLeavesTimeToDisarm(t *testing.T) {
 		steps = append(steps, step{time.Duration(3+i) * time.Minute, says(fmt.Sprintf("installing package %d", i))})
 	}
 	f := newFake()
-	err, _ := try(t, f, func(f *fake) { f.nodes["n01"].install = steps }, func(r *provisioners.Request) {
+	_, err := try(t, f, func(f *fake) { f.nodes["n01"].install = steps }, func(r *provisioners.Request) {
 		r.Limit, r.Deadline = 30*time.Minute, time.Now().Add(30*time.Minute)
 	})
 	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(err), "%v", err)
@@ -233,7 +235,7 @@ func TestTheOverallLimitLeavesTimeToDisarm(t *testing.T) {
 // (a worker that hands over lets it finish). The next one goes on: one nodeset, one power-on, one install.
 func TestAWorkerThatIsLostAnywhereLeavesOneInstall(t *testing.T) {
 	whole := newFake()
-	err, _ := try(t, whole, nil)
+	_, err := try(t, whole, nil)
 	require.NoError(t, err)
 	for _, cause := range []error{context.Canceled, provisioners.HandOver{}} {
 		for _, all := range []bool{false, true} {
@@ -302,13 +304,13 @@ func TestTheNoProgressClockSurvivesItsWorker(t *testing.T) {
 
 func TestALateWorkerTouchesNothing(t *testing.T) {
 	f := newFake()
-	err, _ := try(t, f, func(f *fake) { f.nodes["n01"].comment = "[berth r1/run-1/2 " + osimage + "]" })
+	_, err := try(t, f, func(f *fake) { f.nodes["n01"].comment = "[berth r1/run-1/2 " + osimage + "]" })
 	require.ErrorAs(t, err, new(*LateError))
 	require.Equal(t, reservation.Verdict(""), reservation.VerdictOf(err), "it costs no attempt")
 	require.Zero(t, f.nodes["n01"].boots+f.nodes["n01"].nodesets)
 
 	f = newFake()
-	err, _ = try(t, f, func(f *fake) {
+	_, err = try(t, f, func(f *fake) {
 		f.nodes["n01"].install = append(works()[:2], step{6 * time.Minute, func(n *fakeNode) { n.comment = "[berth r1/run-1/2 " + osimage + "]" }})
 	})
 	require.ErrorAs(t, err, new(*LateError))
@@ -317,7 +319,7 @@ func TestALateWorkerTouchesNothing(t *testing.T) {
 
 func TestANodesOwnCommentIsKept(t *testing.T) {
 	f := newFake()
-	err, _ := try(t, f, func(f *fake) { f.nodes["n01"].comment = "rack 7, do not move [berth r0/run-0/1 x]" })
+	_, err := try(t, f, func(f *fake) { f.nodes["n01"].comment = "rack 7, do not move [berth r0/run-0/1 x]" })
 	require.NoError(t, err)
 	require.Equal(t, "rack 7, do not move [berth r1/run-1/1 "+osimage+"]", f.nodes["n01"].comment)
 }
@@ -341,7 +343,7 @@ func TestManyLoadsThatDoNotStartPointAtTheManagementNode(t *testing.T) {
 
 func TestANodeThatCannotBeDisarmedIsNamed(t *testing.T) {
 	f := newFake()
-	err, _ := try(t, f, func(f *fake) {
+	_, err := try(t, f, func(f *fake) {
 		f.nodes["n01"].install = postFails()
 		f.refuse = func(c xcatd.Command) *xcatd.Line {
 			if c.String() == "nodeset n01 boot" {
