@@ -137,7 +137,7 @@ func TestEveryFaultHasItsLineFieldValueAndRemedy(t *testing.T) {
 		"an xcat site without its section":             {"images:", "  - {name: other, provisioner: xcat}\nimages:", fault{8, "sites[1].xcat", "", "how its management node is reached"}},
 		"a management node that is reached by nothing": {"images:", "  - {name: other, provisioner: xcat, xcat: {}}\nimages:", fault{8, "sites[1].xcat.address", "", "command-line tools"}},
 		"a management node at no address":              {"images:", "  - {name: other, provisioner: xcat, xcat: {address: 'mn:many', ca_file: x, credential: key}}\nimages:", fault{8, "sites[1].xcat.address", "mn:many", "the port must be"}},
-		"a management node without an authority":       {"images:", "  - {name: other, provisioner: xcat, xcat: {address: mn, credential: key}}\nimages:", fault{8, "sites[1].xcat.ca_file", "", "ca-cert.pem"}},
+		"a management node without an authority":       {"images:", "  - {name: other, provisioner: xcat, xcat: {address: mn, credential: key}}\nimages:", fault{8, "sites[1].xcat.ca_file", "", "ca.pem"}},
 		"a management node without a credential":       {"images:", "  - {name: other, provisioner: xcat, xcat: {address: mn, ca_file: x}}\nimages:", fault{8, "sites[1].xcat.credential", "", "key, password"}},
 		"an unknown secret of a management node":       {"images:", "  - {name: other, provisioner: xcat, xcat: {address: mn, ca_file: x, credential: kez}}\nimages:", fault{8, "sites[1].xcat.credential", "kez", "did you mean key?"}},
 		"an authority without an address":              {"images:", "  - {name: other, provisioner: xcat, xcat: {ca_file: x, tools: {}}}\nimages:", fault{8, "sites[1].xcat.ca_file", "x", "with address only"}},

@@ -189,7 +189,7 @@ func (k *checker) xcat(path string, site XCAT) {
 			k.fault(under(path, "address"), site.Address, fault.Remedy)
 		}
 		if site.CAFile == "" {
-			k.fault(under(path, "ca_file"), "", "name a copy of the management node's /etc/xcat/ca/ca-cert.pem: its certificate is checked against it")
+			k.fault(under(path, "ca_file"), "", "name a copy of the management node's /etc/xcat/cert/ca.pem: its certificate is checked against it")
 		}
 		k.secret(under(path, "credential"), site.Credential)
 	}

@@ -216,7 +216,7 @@ func transport(field string, site Site) (xcatd.Transport, error) {
 	switch {
 	case err != nil:
 		faults = append(faults, fmt.Errorf("%w: %w", &reservation.FieldError{Field: field + ".ca_file", Value: site.CAFile,
-			Remedy: "give a readable PEM file: a copy of the management node's /etc/xcat/ca/ca-cert.pem"}, err))
+			Remedy: "give a readable PEM file: a copy of the management node's /etc/xcat/cert/ca.pem"}, err))
 	case !authorities.AppendCertsFromPEM(pem):
 		faults = append(faults, &reservation.FieldError{Field: field + ".ca_file", Value: site.CAFile, Remedy: "give a PEM file that holds a certificate"})
 	}

@@ -29,7 +29,7 @@ type Native struct {
 	Address string
 	// ServerName is the name that the certificate must bear; "" is Address's host.
 	ServerName string
-	// CA are the authorities that may have signed the daemon's certificate: xCAT's own (/etc/xcat/ca/ca-cert.pem).
+	// CA are the authorities that may have signed the daemon's certificate: xCAT's own (/etc/xcat/cert/ca.pem).
 	CA *x509.CertPool
 	// Certificate returns what we show: its CN is the user that xCAT's policy judges. It is asked for each connection, so
 	// that a changed one needs no restart.
