@@ -136,6 +136,9 @@ func (l *load) undo(ctx context.Context, verdict error) error {
 		l.report.Keep(keptArmed, "")
 		return verdict
 	}
+	if errors.As(err, new(*ForeignError)) || errors.As(err, new(*LateError)) {
+		return verdict // it is armed for somebody else by now
+	}
 	l.log.Error().Err(err).Msg("the node is left armed")
 	var judged *reservation.VerdictError
 	if errors.As(verdict, &judged) {

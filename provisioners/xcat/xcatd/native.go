@@ -1,6 +1,7 @@
 package xcatd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -34,6 +35,8 @@ type Native struct {
 	// Certificate returns what we show: its CN is the user that xCAT's policy judges. It is asked for each connection, so
 	// that a changed one needs no restart.
 	Certificate func() (tls.Certificate, error)
+
+	abort time.Duration // how long an aborted command is waited for; 0 is abortLimit
 }
 
 // Run is part of Transport.
@@ -55,7 +58,7 @@ func (n *Native) Run(ctx context.Context, command Command) (Answer, error) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() {
 		// A client that merely goes away does not stop the command: only this does.
-		deadline := time.Now().Add(abortLimit)
+		deadline := time.Now().Add(cmp.Or(n.abort, abortLimit))
 		_ = conn.SetDeadline(deadline)
 		_, _ = io.WriteString(conn, "<xcatrequest><abortcommand>1</abortcommand></xcatrequest>\n")
 		_ = conn.SetReadDeadline(deadline)

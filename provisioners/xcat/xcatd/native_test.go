@@ -326,6 +326,17 @@ func TestACommandThatIsNotAnsweredInTimeIsAFaultOfTheConnection(t *testing.T) {
 	require.NotErrorIs(t, err, context.DeadlineExceeded, "the caller's own context goes on")
 }
 
+func TestADaemonThatIgnoresAnAbortHoldsNobodyUp(t *testing.T) {
+	gone := make(chan struct{})
+	l := newLab(t, func(conn net.Conn, in *bufio.Reader) { <-gone })
+	t.Cleanup(func() { close(gone) })
+	l.native.abort = 50 * time.Millisecond
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := l.client.State(ctx, "n01")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
 type transportFunc func(context.Context, Command) (Answer, error)
 
 func (f transportFunc) Run(ctx context.Context, command Command) (Answer, error) {

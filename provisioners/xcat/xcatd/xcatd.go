@@ -34,7 +34,8 @@ type Command struct {
 	Args  []string
 	// Quiet says that the command answers nothing when it succeeds (makeknownhosts), so that no node is waited for.
 	Quiet bool
-	// Each is called with each line as it arrives, if it is not nil. xcatd answers node by node, in any order.
+	// Each is called with each line as it arrives, if it is not nil. xcatd answers node by node, in any order; the tools'
+	// lines are taken when they have ended.
 	Each func(Line)
 }
 
