@@ -19,6 +19,7 @@ import (
 	"berth/internal/logging"
 	"berth/internal/temporalclient"
 	"berth/provisioners/vmware"
+	"berth/provisioners/xcat"
 	"berth/reservation"
 )
 
@@ -43,7 +44,7 @@ type config struct {
 }
 
 // provisionerTypes are the types that this program has a module for.
-func provisionerTypes() []string { return []string{vmware.Type} }
+func provisionerTypes() []string { return []string{vmware.Type, xcat.Type} }
 
 // readConfig reads and checks the environment. Its error joins every fault, each a *reservation.FieldError whose field is
 // the variable.

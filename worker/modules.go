@@ -21,6 +21,8 @@ import (
 	"berth/osmodules/remote/ssh"
 	"berth/provisioners"
 	"berth/provisioners/vmware"
+	"berth/provisioners/xcat"
+	"berth/provisioners/xcat/xcatd"
 	"berth/reservation"
 )
 
@@ -45,7 +47,7 @@ type modules struct {
 
 // validators returns the checks of a catalog that are particular to a provisioner type.
 func validators() map[string]provisioners.Validator {
-	return map[string]provisioners.Validator{vmware.Type: &vmware.Module{}}
+	return map[string]provisioners.Validator{vmware.Type: &vmware.Module{}, xcat.Type: &xcat.Module{}}
 }
 
 // build makes the modules of the configured provisioner types from the catalog. Its error joins every fault of the
@@ -83,6 +85,13 @@ func build(c config, lookupEnv func(string) (string, bool), log zerolog.Logger, 
 			}
 			built.provisioners[vmware.Type] = module
 			built.close = append(built.close, module.Close)
+		case xcat.Type:
+			module, err := xcat.New(xcat.Options{Sites: managementNodes(s.sites, store), Logger: log})
+			if err != nil {
+				faults = append(faults, err)
+				continue
+			}
+			built.provisioners[xcat.Type] = module
 		}
 	}
 	return built, errors.Join(faults...)
@@ -197,6 +206,25 @@ func vcenters(sites []catalog.Site, store *secrets.Store) []vmware.Site {
 			CAFile:   s.VMware.CAFile, Thumbprint: s.VMware.Thumbprint, Insecure: s.VMware.Insecure, Datacenter: s.VMware.Datacenter,
 			Clones: s.VMware.Clones, ClonesPerHost: s.VMware.ClonesPerHost,
 		})
+	}
+	return all
+}
+
+func managementNodes(sites []catalog.Site, store *secrets.Store) []xcat.Site {
+	var all []xcat.Site
+	for _, s := range sites {
+		site := xcat.Site{
+			Name: s.Name, Address: s.XCAT.Address, ServerName: s.XCAT.ServerName, CAFile: s.XCAT.CAFile,
+			Certificate: func() ([]byte, error) { return store.Bytes(s.XCAT.Credential) },
+			KnownHosts:  s.XCAT.KnownHosts, InFlight: s.XCAT.InFlight, Installs: s.XCAT.Installs,
+		}
+		if tools := s.XCAT.Tools; tools != nil {
+			site.Tools = &xcatd.Tools{Path: tools.Path}
+			if tools.SSH != "" {
+				site.Tools.SSH = xcatd.Remote{Destination: tools.SSH, Port: tools.Port, IdentityFile: tools.IdentityFile, KnownHostsFile: tools.KnownHosts}.Command()
+			}
+		}
+		all = append(all, site)
 	}
 	return all
 }

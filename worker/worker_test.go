@@ -40,6 +40,7 @@ import (
 	"berth/internal/devserver/devservertest"
 	"berth/internal/hold"
 	"berth/internal/logging"
+	"berth/internal/metrics"
 	"berth/internal/temporalclient"
 	"berth/reservation"
 	"berth/workflows"
@@ -198,7 +199,7 @@ func TestEveryFaultOfTheEnvironmentIsInOneList(t *testing.T) {
 	require.Empty(t, stdout.String())
 	for _, line := range []string{
 		"worker: 11 faults, nothing was started:",
-		`BERTH_PROVISIONERS is "vmwar": this worker has modules for: vmware; did you mean vmware?`,
+		`BERTH_PROVISIONERS is "vmwar": this worker has modules for: vmware, xcat; did you mean vmware?`,
 		`BERTH_WORKFLOWS is "perhaps": write true or false`,
 		`BERTH_LOG_LEVEL is "loud": write one of debug, info, warn, error`,
 		`BERTH_LOG_FORMAT is "xml": write json or console`,
@@ -525,4 +526,27 @@ func TestSignals(t *testing.T) {
 		require.Equal(t, exitFault, exit.ExitCode())
 		require.Contains(t, stderr.String(), "ended at once by a second signal")
 	})
+}
+
+// The catalog's xcat sites become the module's, with their tools and credentials, and what is missing is a fault of the start.
+func TestXCATSitesAreBuiltFromTheCatalog(t *testing.T) {
+	folder := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(folder, "cert.pem"), []byte("no certificate"), 0o600))
+	path := filepath.Join(folder, "catalog.yaml")
+	text := `secrets:
+  mn-cert: {file: cert.pem}
+sites:
+  - {name: mn1, provisioner: xcat, xcat: {tools: {path: /nowhere, ssh: root@127.0.0.1}}}
+`
+	c := settled(t, "127.0.0.1:1", path)
+	c.Provisioners = []string{"xcat"}
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	built, err := build(c, os.LookupEnv, zerolog.Nop(), metrics.New())
+	require.NoError(t, err)
+	require.Contains(t, built.provisioners, "xcat")
+	require.Equal(t, []string{"berth-xcat-mn1", "berth-xcat"}, built.queues)
+
+	require.NoError(t, os.WriteFile(path, []byte(text+"  - {name: mn2, provisioner: xcat, xcat: {address: 127.0.0.1, ca_file: ca.pem, credential: mn-cert}}\n"), 0o600))
+	_, err = build(c, os.LookupEnv, zerolog.Nop(), metrics.New())
+	require.ErrorContains(t, err, filepath.Join(folder, "ca.pem"))
 }

@@ -41,6 +41,28 @@ type Site struct {
 	Name        string  `json:"name"`
 	Provisioner string  `json:"provisioner"` // the type of the module that serves it
 	VMware      *VMware `json:"vmware"`      // for the type vmware only
+	XCAT        *XCAT   `json:"xcat"`        // for the type xcat only
+}
+
+// XCAT says how a management node is reached: by its daemon at an address, or by its command-line tools, or by both.
+type XCAT struct {
+	Address    string     `json:"address"`     // of xcatd: host or host:port; "" where only the tools are used
+	ServerName string     `json:"server_name"` // that its certificate bears; "" is the address's host
+	CAFile     string     `json:"ca_file"`     // PEM: xCAT's own authority; relative to the catalog's folder
+	Credential string     `json:"credential"`  // the name of the secret that is our certificate and its key, as PEM
+	Tools      *XCATTools `json:"tools"`
+	KnownHosts string     `json:"known_hosts_file"` // on the management node; "" is the module's default
+	InFlight   int        `json:"in_flight"`        // commands at a time; 0 is the module's default
+	Installs   int        `json:"installs"`         // nodes that install at a time; 0 is the module's default
+}
+
+// XCATTools says where xCAT's command-line tools are run.
+type XCATTools struct {
+	Path         string `json:"path"`             // folders with colons between; "" is the module's default
+	SSH          string `json:"ssh"`              // user@host of the management node; "" is this machine
+	Port         int    `json:"port"`             // of its sshd; 0 is 22
+	IdentityFile string `json:"identity_file"`    // private key; relative to the catalog's folder
+	KnownHosts   string `json:"known_hosts_file"` // that has the management node's key; relative to the catalog's folder
 }
 
 // VMware says how a vCenter is reached.
@@ -109,6 +131,13 @@ func parse(path string, text []byte, options Options) (*Catalog, error) {
 	for _, site := range c.Sites {
 		if site.VMware != nil {
 			site.VMware.CAFile = within(folder, site.VMware.CAFile)
+		}
+		if site.XCAT != nil {
+			site.XCAT.CAFile = within(folder, site.XCAT.CAFile)
+			if tools := site.XCAT.Tools; tools != nil {
+				tools.IdentityFile = within(folder, tools.IdentityFile)
+				tools.KnownHosts = within(folder, tools.KnownHosts)
+			}
 		}
 	}
 	return &Catalog{Path: path, Secrets: c.Secrets, Sites: c.Sites, Images: c.Images, Computers: c.Computers}, nil

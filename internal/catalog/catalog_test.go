@@ -98,64 +98,82 @@ func TestEveryFaultHasItsLineFieldValueAndRemedy(t *testing.T) {
 		old, new string // what is replaced in base; without old, new is put after it
 		want     fault
 	}{
-		"an unknown section":                          {"images:", "imagse:\n- {}\nimages:", fault{8, "imagse", "", "did you mean images?"}},
-		"an unknown field of a computer":              {"address: 10", "adress: x\n    address: 10", fault{17, "computers[0].adress", "", "did you mean address?"}},
-		"an unknown field that is like no other":      {"address: 10", "zzzzz: x\n    address: 10", fault{17, "computers[0].zzzzz", "", "it may have address, cpus"}},
-		"an unknown field of a site":                  {"user: berth", "user: berth, pasword: hunter2", fault{7, "sites[0].vmware.pasword", "", "there is no such field"}},
-		"an unknown field of a control":               {"user: root", "usr: x, user: root", fault{13, "images[0].control.usr", "", "did you mean user?"}},
-		"a field that is there twice":                 {"revision: 3", "revision: 3\n    revision: 4", fault{11, "images[0].revision", "", "first in line 10"}},
-		"a word where a number belongs":               {"revision: 3", "revision: three", fault{10, "images[0].revision", "three", "whole number"}},
-		"a word where true or false belongs":          {"user: berth", "user: berth, insecure: sure", fault{7, "sites[0].vmware.insecure", "sure", "true or false"}},
-		"a list where a word belongs":                 {"address: 10.0.0.1", "address: [10.0.0.1]", fault{17, "computers[0].address", "", "one value"}},
-		"a word where a list belongs":                 {`macs: ["00:50:56:00:00:01"]`, "macs: none", fault{18, "computers[0].macs", "none", "a list"}},
-		"a word where a mapping belongs":              {"sources: {vmware: {template: t}}", "sources: vmware", fault{12, "images[0].sources", "vmware", "a mapping"}},
-		"a duration without a unit":                   {"revision: 3", "revision: 3\n    limits: {load: 600}", fault{11, "images[0].limits.load", "600", "with its unit"}},
-		"a limit that is too long":                    {"revision: 3", "revision: 3\n    limits: {load: 480h}", fault{11, "images[0].limits.load", "480h0m0s", "48h"}},
-		"a key that is no word":                       {"revision: 3", "revision: 3\n    [a, b]: 1", fault{11, "images[0]", "", "one word"}},
-		"a secret written into the catalog":           {"password: {env: PASSWORD}", "password: hunter2", fault{2, "secrets.password", "", "a mapping"}},
-		"a secret with neither place":                 {"password: {env: PASSWORD}", "password: {}", fault{2, "secrets.password", "", "env: NAME"}},
-		"a secret with both places":                   {"password: {env: PASSWORD}", "password: {env: PASSWORD, file: x}", fault{2, "secrets.password", "", "keep one"}},
-		"a secret in the place of a variable":         {"password: {env: PASSWORD}", "password: {env: 'hunter2!'}", fault{2, "secrets.password.env", "", "never the secret itself"}},
-		"a secret with an unknown passphrase":         {"key: {file: keys/key}", "key: {file: keys/key, passphrase: pasword}", fault{3, "secrets.key.passphrase", "pasword", "did you mean password?"}},
-		"a name of a secret that is not allowed":      {"password: {env", "My_Password: {env: A}\n  password: {env", fault{2, "secrets.My_Password", "My_Password", "1 to 63"}},
-		"a computer without a name":                   {"  - name: vm-01\n    site", "  - site", fault{15, "computers[0].name", "", "1 to 63"}},
-		"two sites of one name":                       {"images:", "  - {name: lab, provisioner: xcat}\nimages:", fault{8, "sites[1].name", "lab", "line 5"}},
-		"an unknown provisioner of a site":            {"provisioner: vmware", "provisioner: vmwar", fault{6, "sites[0].provisioner", "vmwar", "did you mean vmware?"}},
-		"a site without a provisioner":                {"images:", "  - {name: other}\nimages:", fault{8, "sites[1].provisioner", "", "libvirt, vmware, xcat"}},
-		"a vmware section of another provisioner":     {"images:", "  - {name: other, provisioner: xcat, vmware: {}}\nimages:", fault{8, "sites[1].vmware", "", "only a site with provisioner: vmware"}},
-		"a vmware site without its section":           {"images:", "  - {name: other, provisioner: vmware}\nimages:", fault{8, "sites[1].vmware", "", "how its vCenter is reached"}},
-		"a vCenter without an address":                {`url: "https://vc.example.org/sdk", `, "", fault{7, "sites[0].vmware.url", "", "https://HOST/sdk"}},
-		"a vCenter without TLS":                       {"https://vc", "http://vc", fault{7, "sites[0].vmware.url", "http://vc.example.org/sdk", "https://HOST/sdk"}},
-		"a password in a vCenter's address":           {"https://vc", "https://berth:hunter2@vc", fault{7, "sites[0].vmware.url", "https://berth:xxxxx@vc.example.org/sdk", "take the user and the password out"}},
-		"a vCenter without a user":                    {"user: berth, ", "", fault{7, "sites[0].vmware.user", "", "logs in as"}},
-		"a vCenter without a credential":              {", credential: password}", "}", fault{7, "sites[0].vmware.credential", "", "key, password"}},
-		"an unknown secret of a vCenter":              {"credential: password", "credential: passwrd", fault{7, "sites[0].vmware.credential", "passwrd", "did you mean password?"}},
-		"two ways to trust a vCenter":                 {"user: berth", "user: berth, ca_file: x, insecure: true", fault{7, "sites[0].vmware", "", "keep one"}},
-		"a thumbprint of the wrong length":            {"user: berth", "user: berth, thumbprint: AA:BB", fault{7, "sites[0].vmware.thumbprint", "AA:BB", "SHA-256"}},
-		"less than no clones":                         {"user: berth", "user: berth, clones: -1", fault{7, "sites[0].vmware.clones", "-1", "1 or more"}},
-		"a name that is not allowed":                  {"name: debian12", "name: Debian_12", fault{9, "images[0].name", "Debian_12", "use 1 to 63 of a-z"}},
-		"an image without a revision":                 {"    revision: 3\n", "", fault{9, "images[0].revision", "0", "1 or more"}},
-		"an unknown OS family":                        {"family: linux", "family: linus", fault{11, "images[0].os.family", "linus", "linux or windows"}},
-		"two images of one name and revision":         {"computers:", "  - {name: debian12, revision: 3, os: {family: linux}, sources: {vmware: {template: t}}, control: {channel: ssh, user: root, credential: key}}\ncomputers:", fault{14, "images[1].name", "debian12-r3", "line 9"}},
-		"an image named like another's revision":      {"computers:", "  - {name: debian12-r3, revision: 1, os: {family: linux}, sources: {vmware: {template: t}}, control: {channel: ssh, user: root, credential: key}}\ncomputers:", fault{14, "images[1].name", "debian12-r3", "line 9"}},
-		"an image that no provisioner finds":          {"    sources: {vmware: {template: t}}\n", "", fault{9, "images[0].sources", "", "for one provisioner at least"}},
-		"a source of an unknown provisioner":          {"sources: {vmware: {template: t}}", "sources: {vmware: {template: t}, libvrt: {}}", fault{12, "images[0].sources.libvrt", "", "did you mean libvirt?"}},
-		"an unknown channel":                          {"channel: ssh", "channel: ssl", fault{13, "images[0].control.channel", "ssl", "did you mean ssh?"}},
-		"an image without a user":                     {"user: root, ", "", fault{13, "images[0].control.user", "", "logs in as"}},
-		"an unknown secret of an image":               {"credential: key", "credential: kez", fault{13, "images[0].control.credential", "kez", "did you mean key?"}},
-		"a management source that is no network":      {"revision: 3", "revision: 3\n    post_load: {management_sources: [10.0.0.0/8, 10.1]}", fault{11, "images[0].post_load.management_sources[1]", "10.1", "address/bits"}},
-		"a computer without a site":                   {"    site: lab\n", "", fault{15, "computers[0].site", "", "name its site"}},
-		"an unknown site":                             {"site: lab", "site: lap", fault{16, "computers[0].site", "lap", "did you mean lab?"}},
-		"a provisioner that is not the site's":        {"site: lab", "site: lab\n    provisioner: xcat", fault{17, "computers[0].provisioner", "xcat", "site lab has provisioner vmware"}},
-		"an unknown provisioner of a computer":        {"site: lab", "provisioner: xkat", fault{16, "computers[0].provisioner", "xkat", "did you mean xcat?"}},
-		"a computer without an address":               {"    address: 10.0.0.1\n", "", fault{15, "computers[0].address", "", "host name or an IP address"}},
-		"hardware of an unknown kind":                 {"site: lab", "site: lab\n    hardware: virtal", fault{17, "computers[0].hardware", "virtal", "virtual or physical"}},
-		"a MAC that is none":                          {"00:50:56:00:00:01", "00:50:56:00:00", fault{18, "computers[0].macs[0]", "00:50:56:00:00", "six pairs"}},
-		"two computers of one name":                   {"", "\n  - name: vm-01\n    site: lab\n    address: 10.0.0.2", fault{19, "computers[1].name", "vm-01", "line 15"}},
-		"two computers of one MAC, written otherwise": {"", second("    address: 10.0.0.2\n    macs: [00-50-56-00-00-01]"), fault{22, "computers[1].macs[0]", "00-50-56-00-00-01", "line 18"}},
-		"two computers of one address":                {"", second("    address: 10.0.0.1"), fault{21, "computers[1].address", "10.0.0.1", "line 17"}},
-		"an address whose every port is taken":        {"", second("    address: 10.0.0.1:2222"), fault{21, "computers[1].address", "10.0.0.1:2222", "line 17"}},
-		"a merge that holds itself":                   {"  - name: vm-01\n", "  - &vm\n    <<: *vm\n    name: vm-01\n", fault{15, "computers[0]", "*vm", "alias"}},
+		"an unknown section":                           {"images:", "imagse:\n- {}\nimages:", fault{8, "imagse", "", "did you mean images?"}},
+		"an unknown field of a computer":               {"address: 10", "adress: x\n    address: 10", fault{17, "computers[0].adress", "", "did you mean address?"}},
+		"an unknown field that is like no other":       {"address: 10", "zzzzz: x\n    address: 10", fault{17, "computers[0].zzzzz", "", "it may have address, cpus"}},
+		"an unknown field of a site":                   {"user: berth", "user: berth, pasword: hunter2", fault{7, "sites[0].vmware.pasword", "", "there is no such field"}},
+		"an unknown field of a control":                {"user: root", "usr: x, user: root", fault{13, "images[0].control.usr", "", "did you mean user?"}},
+		"a field that is there twice":                  {"revision: 3", "revision: 3\n    revision: 4", fault{11, "images[0].revision", "", "first in line 10"}},
+		"a word where a number belongs":                {"revision: 3", "revision: three", fault{10, "images[0].revision", "three", "whole number"}},
+		"a word where true or false belongs":           {"user: berth", "user: berth, insecure: sure", fault{7, "sites[0].vmware.insecure", "sure", "true or false"}},
+		"a list where a word belongs":                  {"address: 10.0.0.1", "address: [10.0.0.1]", fault{17, "computers[0].address", "", "one value"}},
+		"a word where a list belongs":                  {`macs: ["00:50:56:00:00:01"]`, "macs: none", fault{18, "computers[0].macs", "none", "a list"}},
+		"a word where a mapping belongs":               {"sources: {vmware: {template: t}}", "sources: vmware", fault{12, "images[0].sources", "vmware", "a mapping"}},
+		"a duration without a unit":                    {"revision: 3", "revision: 3\n    limits: {load: 600}", fault{11, "images[0].limits.load", "600", "with its unit"}},
+		"a limit that is too long":                     {"revision: 3", "revision: 3\n    limits: {load: 480h}", fault{11, "images[0].limits.load", "480h0m0s", "48h"}},
+		"a key that is no word":                        {"revision: 3", "revision: 3\n    [a, b]: 1", fault{11, "images[0]", "", "one word"}},
+		"a secret written into the catalog":            {"password: {env: PASSWORD}", "password: hunter2", fault{2, "secrets.password", "", "a mapping"}},
+		"a secret with neither place":                  {"password: {env: PASSWORD}", "password: {}", fault{2, "secrets.password", "", "env: NAME"}},
+		"a secret with both places":                    {"password: {env: PASSWORD}", "password: {env: PASSWORD, file: x}", fault{2, "secrets.password", "", "keep one"}},
+		"a secret in the place of a variable":          {"password: {env: PASSWORD}", "password: {env: 'hunter2!'}", fault{2, "secrets.password.env", "", "never the secret itself"}},
+		"a secret with an unknown passphrase":          {"key: {file: keys/key}", "key: {file: keys/key, passphrase: pasword}", fault{3, "secrets.key.passphrase", "pasword", "did you mean password?"}},
+		"a name of a secret that is not allowed":       {"password: {env", "My_Password: {env: A}\n  password: {env", fault{2, "secrets.My_Password", "My_Password", "1 to 63"}},
+		"a computer without a name":                    {"  - name: vm-01\n    site", "  - site", fault{15, "computers[0].name", "", "1 to 63"}},
+		"two sites of one name":                        {"images:", "  - {name: lab, provisioner: libvirt}\nimages:", fault{8, "sites[1].name", "lab", "line 5"}},
+		"an unknown provisioner of a site":             {"provisioner: vmware", "provisioner: vmwar", fault{6, "sites[0].provisioner", "vmwar", "did you mean vmware?"}},
+		"a site without a provisioner":                 {"images:", "  - {name: other}\nimages:", fault{8, "sites[1].provisioner", "", "libvirt, vmware, xcat"}},
+		"a vmware section of another provisioner":      {"images:", "  - {name: other, provisioner: libvirt, vmware: {}}\nimages:", fault{8, "sites[1].vmware", "", "only a site with provisioner: vmware"}},
+		"a vmware site without its section":            {"images:", "  - {name: other, provisioner: vmware}\nimages:", fault{8, "sites[1].vmware", "", "how its vCenter is reached"}},
+		"a vCenter without an address":                 {`url: "https://vc.example.org/sdk", `, "", fault{7, "sites[0].vmware.url", "", "https://HOST/sdk"}},
+		"a vCenter without TLS":                        {"https://vc", "http://vc", fault{7, "sites[0].vmware.url", "http://vc.example.org/sdk", "https://HOST/sdk"}},
+		"a password in a vCenter's address":            {"https://vc", "https://berth:hunter2@vc", fault{7, "sites[0].vmware.url", "https://berth:xxxxx@vc.example.org/sdk", "take the user and the password out"}},
+		"a vCenter without a user":                     {"user: berth, ", "", fault{7, "sites[0].vmware.user", "", "logs in as"}},
+		"a vCenter without a credential":               {", credential: password}", "}", fault{7, "sites[0].vmware.credential", "", "key, password"}},
+		"an unknown secret of a vCenter":               {"credential: password", "credential: passwrd", fault{7, "sites[0].vmware.credential", "passwrd", "did you mean password?"}},
+		"two ways to trust a vCenter":                  {"user: berth", "user: berth, ca_file: x, insecure: true", fault{7, "sites[0].vmware", "", "keep one"}},
+		"a thumbprint of the wrong length":             {"user: berth", "user: berth, thumbprint: AA:BB", fault{7, "sites[0].vmware.thumbprint", "AA:BB", "SHA-256"}},
+		"an xcat section of another provisioner":       {"images:", "  - {name: other, provisioner: libvirt, xcat: {}}\nimages:", fault{8, "sites[1].xcat", "", "only a site with provisioner: xcat"}},
+		"an xcat section beside a vmware site's":       {"images:", "    xcat: {}\nimages:", fault{8, "sites[0].xcat", "", "only a site with provisioner: xcat"}},
+		"an xcat site without its section":             {"images:", "  - {name: other, provisioner: xcat}\nimages:", fault{8, "sites[1].xcat", "", "how its management node is reached"}},
+		"a management node that is reached by nothing": {"images:", "  - {name: other, provisioner: xcat, xcat: {}}\nimages:", fault{8, "sites[1].xcat.address", "", "command-line tools"}},
+		"a management node at no address":              {"images:", "  - {name: other, provisioner: xcat, xcat: {address: 'mn:many', ca_file: x, credential: key}}\nimages:", fault{8, "sites[1].xcat.address", "mn:many", "the port must be"}},
+		"a management node without an authority":       {"images:", "  - {name: other, provisioner: xcat, xcat: {address: mn, credential: key}}\nimages:", fault{8, "sites[1].xcat.ca_file", "", "ca.pem"}},
+		"a management node without a credential":       {"images:", "  - {name: other, provisioner: xcat, xcat: {address: mn, ca_file: x}}\nimages:", fault{8, "sites[1].xcat.credential", "", "key, password"}},
+		"an unknown secret of a management node":       {"images:", "  - {name: other, provisioner: xcat, xcat: {address: mn, ca_file: x, credential: kez}}\nimages:", fault{8, "sites[1].xcat.credential", "kez", "did you mean key?"}},
+		"an authority without an address":              {"images:", "  - {name: other, provisioner: xcat, xcat: {ca_file: x, tools: {}}}\nimages:", fault{8, "sites[1].xcat.ca_file", "x", "with address only"}},
+		"no checking of a management node":             {"images:", "  - {name: other, provisioner: xcat, xcat: {address: mn, ca_file: x, credential: key, insecure: true}}\nimages:", fault{8, "sites[1].xcat.insecure", "", "there is no such field"}},
+		"less than no installs":                        {"images:", "  - {name: other, provisioner: xcat, xcat: {tools: {}, installs: -1}}\nimages:", fault{8, "sites[1].xcat.installs", "-1", "1 or more"}},
+		"less than no commands in flight":              {"images:", "  - {name: other, provisioner: xcat, xcat: {tools: {}, in_flight: -1}}\nimages:", fault{8, "sites[1].xcat.in_flight", "-1", "1 or more"}},
+		"known_hosts that is no whole path":            {"images:", "  - {name: other, provisioner: xcat, xcat: {tools: {}, known_hosts_file: known_hosts}}\nimages:", fault{8, "sites[1].xcat.known_hosts_file", "known_hosts", "whole path"}},
+		"tools at nobody":                              {"images:", "  - {name: other, provisioner: xcat, xcat: {tools: {ssh: mn}}}\nimages:", fault{8, "sites[1].xcat.tools.ssh", "mn", "user@host"}},
+		"tools at an option of ssh's":                  {"images:", "  - {name: other, provisioner: xcat, xcat: {tools: {ssh: '-oProxyCommand=x@mn'}}}\nimages:", fault{8, "sites[1].xcat.tools.ssh", "-oProxyCommand=x@mn", "user@host"}},
+		"tools at no port":                             {"images:", "  - {name: other, provisioner: xcat, xcat: {tools: {ssh: root@mn, port: 70000}}}\nimages:", fault{8, "sites[1].xcat.tools.port", "70000", "TCP port"}},
+		"a key for tools that are here":                {"images:", "  - {name: other, provisioner: xcat, xcat: {tools: {identity_file: x}}}\nimages:", fault{8, "sites[1].xcat.tools.identity_file", "x", "with ssh only"}},
+		"tools in no whole path":                       {"images:", "  - {name: other, provisioner: xcat, xcat: {tools: {path: '/opt/xcat/bin:bin'}}}\nimages:", fault{8, "sites[1].xcat.tools.path", "/opt/xcat/bin:bin", "whole paths"}},
+		"less than no clones":                          {"user: berth", "user: berth, clones: -1", fault{7, "sites[0].vmware.clones", "-1", "1 or more"}},
+		"a name that is not allowed":                   {"name: debian12", "name: Debian_12", fault{9, "images[0].name", "Debian_12", "use 1 to 63 of a-z"}},
+		"an image without a revision":                  {"    revision: 3\n", "", fault{9, "images[0].revision", "0", "1 or more"}},
+		"an unknown OS family":                         {"family: linux", "family: linus", fault{11, "images[0].os.family", "linus", "linux or windows"}},
+		"two images of one name and revision":          {"computers:", "  - {name: debian12, revision: 3, os: {family: linux}, sources: {vmware: {template: t}}, control: {channel: ssh, user: root, credential: key}}\ncomputers:", fault{14, "images[1].name", "debian12-r3", "line 9"}},
+		"an image named like another's revision":       {"computers:", "  - {name: debian12-r3, revision: 1, os: {family: linux}, sources: {vmware: {template: t}}, control: {channel: ssh, user: root, credential: key}}\ncomputers:", fault{14, "images[1].name", "debian12-r3", "line 9"}},
+		"an image that no provisioner finds":           {"    sources: {vmware: {template: t}}\n", "", fault{9, "images[0].sources", "", "for one provisioner at least"}},
+		"a source of an unknown provisioner":           {"sources: {vmware: {template: t}}", "sources: {vmware: {template: t}, libvrt: {}}", fault{12, "images[0].sources.libvrt", "", "did you mean libvirt?"}},
+		"an unknown channel":                           {"channel: ssh", "channel: ssl", fault{13, "images[0].control.channel", "ssl", "did you mean ssh?"}},
+		"an image without a user":                      {"user: root, ", "", fault{13, "images[0].control.user", "", "logs in as"}},
+		"an unknown secret of an image":                {"credential: key", "credential: kez", fault{13, "images[0].control.credential", "kez", "did you mean key?"}},
+		"a management source that is no network":       {"revision: 3", "revision: 3\n    post_load: {management_sources: [10.0.0.0/8, 10.1]}", fault{11, "images[0].post_load.management_sources[1]", "10.1", "address/bits"}},
+		"a computer without a site":                    {"    site: lab\n", "", fault{15, "computers[0].site", "", "name its site"}},
+		"an unknown site":                              {"site: lab", "site: lap", fault{16, "computers[0].site", "lap", "did you mean lab?"}},
+		"a provisioner that is not the site's":         {"site: lab", "site: lab\n    provisioner: xcat", fault{17, "computers[0].provisioner", "xcat", "site lab has provisioner vmware"}},
+		"an unknown provisioner of a computer":         {"site: lab", "provisioner: xkat", fault{16, "computers[0].provisioner", "xkat", "did you mean xcat?"}},
+		"a computer without an address":                {"    address: 10.0.0.1\n", "", fault{15, "computers[0].address", "", "host name or an IP address"}},
+		"hardware of an unknown kind":                  {"site: lab", "site: lab\n    hardware: virtal", fault{17, "computers[0].hardware", "virtal", "virtual or physical"}},
+		"a MAC that is none":                           {"00:50:56:00:00:01", "00:50:56:00:00", fault{18, "computers[0].macs[0]", "00:50:56:00:00", "six pairs"}},
+		"two computers of one name":                    {"", "\n  - name: vm-01\n    site: lab\n    address: 10.0.0.2", fault{19, "computers[1].name", "vm-01", "line 15"}},
+		"two computers of one MAC, written otherwise":  {"", second("    address: 10.0.0.2\n    macs: [00-50-56-00-00-01]"), fault{22, "computers[1].macs[0]", "00-50-56-00-00-01", "line 18"}},
+		"two computers of one address":                 {"", second("    address: 10.0.0.1"), fault{21, "computers[1].address", "10.0.0.1", "line 17"}},
+		"an address whose every port is taken":         {"", second("    address: 10.0.0.1:2222"), fault{21, "computers[1].address", "10.0.0.1:2222", "line 17"}},
+		"a merge that holds itself":                    {"  - name: vm-01\n", "  - &vm\n    <<: *vm\n    name: vm-01\n", fault{15, "computers[0]", "*vm", "alias"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := strings.TrimSuffix(base, "\n") + test.new + "\n"
@@ -344,6 +362,8 @@ func TestSecretsOfAreThoseThatServingNeeds(t *testing.T) {
 	require.Equal(t, []string{"linux-root", "vcenter-lab"}, c.SecretsOf([]string{"vmware"}, []string{"lab"}))
 	require.Equal(t, []string{"linux-root"}, c.SecretsOf([]string{"vmware"}, nil))
 	require.Empty(t, c.SecretsOf([]string{"xcat"}, nil))
+	c.Sites = append(c.Sites, Site{Name: "mn", XCAT: &XCAT{Credential: "mn-cert"}}, Site{Name: "mn2", XCAT: &XCAT{Tools: &XCATTools{}}})
+	require.Equal(t, []string{"mn-cert"}, c.SecretsOf(nil, []string{"mn", "mn2"}))
 }
 
 func TestNearestFindsWhatWasMeantAndNothingElse(t *testing.T) {
@@ -365,4 +385,21 @@ func TestALargeCatalogIsReadAsAWhole(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, c.Computers, 10_001)
 	t.Logf("10,001 computers in %s", time.Since(began))
+}
+
+func TestAnXCATSiteIsRead(t *testing.T) {
+	c, err := loadText(t, strings.Replace(base, "images:", `  - name: mn
+    provisioner: xcat
+    xcat:
+      address: mn.example.org
+      server_name: mn
+      ca_file: keys/ca.pem
+      credential: key
+      installs: 20
+      tools: {ssh: root@mn.example.org, identity_file: keys/mn, known_hosts_file: keys/known_hosts}
+images:`, 1), Options{})
+	require.NoError(t, err)
+	folder := filepath.Dir(c.Path)
+	require.Equal(t, &XCAT{Address: "mn.example.org", ServerName: "mn", CAFile: filepath.Join(folder, "keys/ca.pem"), Credential: "key", Installs: 20,
+		Tools: &XCATTools{SSH: "root@mn.example.org", IdentityFile: filepath.Join(folder, "keys/mn"), KnownHosts: filepath.Join(folder, "keys/known_hosts")}}, c.Sites[1].XCAT)
 }

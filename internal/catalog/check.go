@@ -13,12 +13,15 @@ import (
 	"berth/reservation"
 )
 
-// typeVMware is the provisioner type whose sites have a vmware section.
-const typeVMware = "vmware"
+// The provisioner types whose sites have a section of their name.
+const (
+	typeVMware = "vmware"
+	typeXCAT   = "xcat"
+)
 
 // provisionerTypes returns the types that a catalog may name.
 func provisionerTypes(options Options) []string {
-	types := []string{typeVMware, "xcat", "libvirt"}
+	types := []string{typeVMware, typeXCAT, "libvirt"}
 	for name := range options.Validators {
 		types = append(types, name)
 	}
@@ -127,15 +130,26 @@ func (k *checker) sites() {
 		k.name(under(path, "name"), site.Name)
 		k.once(first, site.Name, under(path, "name"), site.Name, "site")
 		k.provisioner(under(path, "provisioner"), site.Provisioner)
-		switch {
-		case k.faulty[under(path, "provisioner")]:
-		case site.VMware != nil && site.Provisioner != typeVMware:
-			k.fault(under(path, "vmware"), "", fmt.Sprintf("only a site with provisioner: vmware has this section, and this one has %q", site.Provisioner))
-		case site.VMware != nil:
-			k.vmware(under(path, "vmware"), *site.VMware)
-		case site.Provisioner == typeVMware:
-			k.fault(under(path, "vmware"), "", "say how its vCenter is reached: {url, user, credential, thumbprint or ca_file}")
+		if k.faulty[under(path, "provisioner")] {
+			continue
 		}
+		k.section(path, site.Provisioner, typeVMware, site.VMware != nil, "its vCenter is reached: {url, user, credential, thumbprint or ca_file}",
+			func(at string) { k.vmware(at, *site.VMware) })
+		k.section(path, site.Provisioner, typeXCAT, site.XCAT != nil, "its management node is reached: {address, ca_file, credential} or {tools}",
+			func(at string) { k.xcat(at, *site.XCAT) })
+	}
+}
+
+// section checks that a site has the section of its provisioner type, and no other one, and checks what stands in it.
+func (k *checker) section(path, provisioner, name string, present bool, how string, check func(at string)) {
+	at := under(path, name)
+	switch {
+	case present && provisioner != name:
+		k.fault(at, "", fmt.Sprintf("only a site with provisioner: %s has this section, and this one has %q", name, provisioner))
+	case present:
+		check(at)
+	case provisioner == name:
+		k.fault(at, "", "say how "+how)
 	}
 }
 
@@ -160,6 +174,60 @@ func (k *checker) vmware(path string, site VMware) {
 	for name, n := range map[string]int{"clones": site.Clones, "clones_per_host": site.ClonesPerHost} {
 		if n < 0 {
 			k.fault(under(path, name), strconv.Itoa(n), "give how many may run at a time, 1 or more, or leave it out")
+		}
+	}
+}
+
+func (k *checker) xcat(path string, site XCAT) {
+	switch {
+	case site.Address == "" && site.Tools == nil:
+		k.fault(under(path, "address"), "", "write the management node's address (its xcatd answers on port 3001), or say where its command-line tools are: tools")
+	case site.Address == "":
+		k.useless(path, "address", map[string]string{"server_name": site.ServerName, "ca_file": site.CAFile, "credential": site.Credential})
+	default:
+		for _, fault := range fieldErrors(reservation.CheckAddress("address", site.Address)) {
+			k.fault(under(path, "address"), site.Address, fault.Remedy)
+		}
+		if site.CAFile == "" {
+			k.fault(under(path, "ca_file"), "", "name a copy of the management node's /etc/xcat/cert/ca.pem: its certificate is checked against it")
+		}
+		k.secret(under(path, "credential"), site.Credential)
+	}
+	for name, n := range map[string]int{"in_flight": site.InFlight, "installs": site.Installs} {
+		if n < 0 {
+			k.fault(under(path, name), strconv.Itoa(n), "give how many at a time, 1 or more, or leave it out")
+		}
+	}
+	if site.KnownHosts != "" && !strings.HasPrefix(site.KnownHosts, "/") {
+		k.fault(under(path, "known_hosts_file"), site.KnownHosts, "write the file's whole path on the management node, or leave it out")
+	}
+	if site.Tools != nil {
+		k.xcatTools(under(path, "tools"), *site.Tools)
+	}
+}
+
+// useless records a fault for each value that counts only beside a field that is missing.
+func (k *checker) useless(path, without string, values map[string]string) {
+	for name, value := range values {
+		if value != "" {
+			k.fault(under(path, name), value, "it is of use with "+without+" only: add that, or leave this out")
+		}
+	}
+}
+
+func (k *checker) xcatTools(path string, tools XCATTools) {
+	if tools.SSH == "" {
+		k.useless(path, "ssh", map[string]string{"identity_file": tools.IdentityFile, "known_hosts_file": tools.KnownHosts})
+	} else if user, host, ok := strings.Cut(tools.SSH, "@"); !ok || reservation.CheckUser("", user) != nil ||
+		reservation.CheckAddress("", host) != nil || strings.Contains(host, ":") {
+		k.fault(under(path, "ssh"), tools.SSH, "write user@host of the management node; a port goes into port")
+	}
+	if tools.Port < 0 || tools.Port > 65535 {
+		k.fault(under(path, "port"), strconv.Itoa(tools.Port), "give a TCP port, 1 to 65535, or leave it out")
+	}
+	for _, folder := range strings.Split(tools.Path, ":") {
+		if tools.Path != "" && !strings.HasPrefix(folder, "/") {
+			k.fault(under(path, "path"), tools.Path, "write whole paths of folders, with colons between, or leave it out")
 		}
 	}
 }
@@ -348,7 +416,7 @@ func (k *checker) provisionerOfSiteless(path string, computer *reservation.Compu
 // usualHardware returns what a provisioner loads unless a computer says otherwise; "" if both are usual.
 func usualHardware(provisioner string) reservation.Hardware {
 	switch provisioner {
-	case "xcat":
+	case typeXCAT:
 		return reservation.Physical
 	default:
 		return reservation.Virtual
@@ -403,6 +471,9 @@ func (c *Catalog) SecretsOf(types, sites []string) []string {
 	for _, site := range c.Sites {
 		if site.VMware != nil && slices.Contains(sites, site.Name) {
 			names = append(names, site.VMware.Credential)
+		}
+		if site.XCAT != nil && site.XCAT.Credential != "" && slices.Contains(sites, site.Name) {
+			names = append(names, site.XCAT.Credential)
 		}
 	}
 	for _, image := range c.Images {

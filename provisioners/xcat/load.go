@@ -1,0 +1,398 @@
+package xcat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"berth/provisioners"
+	"berth/reservation"
+)
+
+// What a load keeps for a successor. A missing one means that it has not come so far.
+const (
+	keptBaseline  = "baseline"   // the node's status and its time before the load cleared them: not news
+	keptArmed     = "armed"      // the provisioning state that our nodeset gave
+	keptAsked     = "power"      // an rpower boot was asked for; whether the node was "on" or "off" before it
+	keptPowered   = "powered"    // when the node was seen powered on after it
+	keptStarted   = "started"    // when the first sign of the installer was seen since
+	keptChanged   = "changed"    // when something last changed, and what was seen then
+	keptInstall   = "installing" // the time of the status installing, by the management node's clock
+	keptRestarted = "restarted"  // the node was powered on again because nothing started
+	keptReset     = "reset"      // the node was reset because its installer hung
+)
+
+// The stages of a load.
+const (
+	stageCheck   = "check"
+	stageArm     = "arm"
+	stagePower   = "power on"
+	stageStart   = "wait for installer"
+	stageInstall = "install"
+	stageLeave   = "leave installer"
+)
+
+// reserve is kept of the phase's limit to disarm the node in.
+const reserve = time.Minute
+
+// load is one call of Load.
+type load struct {
+	*node
+	source  map[string]string
+	module  *Module
+	method  string // the osimage's provmethod
+	overall time.Time
+	armed   string
+	powered time.Time
+	changed time.Time
+	seen    string
+	early   int // readings in a row of a booted system whose state still is install
+}
+
+// Load is part of provisioners.Provisioner. It installs the image's osimage on the computer's node and returns once the
+// node's provisioning state is boot and the node is powered on. Its stages are "check", "arm", "power on", "wait for
+// installer", "install" and "leave installer". When it ends in a verdict the node is disarmed; when it ends with its context
+// the workflow's Abort does that.
+func (m *Module) Load(ctx context.Context, request provisioners.Request, report reservation.Reporter) (provisioners.Loaded, error) {
+	l, err := m.prepare(request, report)
+	if err != nil {
+		return provisioners.Loaded{}, err
+	}
+	if m.gate != nil {
+		release, err := m.gate.Acquire(ctx, Type+"/"+l.name, l.installs, report)
+		if err != nil {
+			return provisioners.Loaded{}, err
+		}
+		defer release()
+	}
+	err = l.run(ctx)
+	if err != nil && ctx.Err() != nil {
+		return provisioners.Loaded{}, ctx.Err()
+	}
+	if err = Classify(err); reservation.VerdictOf(err) == reservation.VerdictDone {
+		return provisioners.Loaded{Reference: l.name + "/" + l.node.node}, nil
+	}
+	return provisioners.Loaded{}, l.undo(ctx, err)
+}
+
+func (m *Module) prepare(request provisioners.Request, report reservation.Reporter) (*load, error) {
+	n, err := m.open(request, report)
+	if err != nil {
+		return nil, err
+	}
+	l := &load{node: n, source: request.Reservation.Image.Sources[Type], module: m, armed: report.Kept(keptArmed)}
+	if l.source[sourceKnownHosts] == hostKeysOwn && n.tools == nil {
+		return nil, reservation.Fail("image "+request.Reservation.Image.String()+" cannot be loaded at site "+n.name, &reservation.FieldError{
+			Field: "image.sources.xcat." + sourceKnownHosts, Value: hostKeysOwn, Remedy: "give the site tools: its keys are scanned on the management node"})
+	}
+	if request.Reservation.Image.Control.HostKey == reservation.HostKeyHanded {
+		return nil, reservation.Fail("image "+request.Reservation.Image.String()+" cannot be loaded", &reservation.FieldError{
+			Field: "image.control.host_key", Value: reservation.HostKeyHanded, Remedy: "xCAT hands no key over: write " + reservation.HostKeyFirst + ", or leave it out"})
+	}
+	began := time.Now()
+	if !request.Deadline.IsZero() {
+		began = request.Deadline.Add(-request.Limit)
+	}
+	l.overall = began.Add(n.limits.Overall)
+	// A short limit keeps less back: it has to be good for something.
+	if last := request.Deadline.Add(-min(reserve, request.Limit/10)); !request.Deadline.IsZero() && last.Before(l.overall) {
+		l.overall = last
+	}
+	return l, nil
+}
+
+func (l *load) run(ctx context.Context) error {
+	if l.armed == "" {
+		if err := l.check(ctx); err != nil {
+			return err
+		}
+		if err := l.arm(ctx); err != nil {
+			return err
+		}
+	}
+	if err := l.power(ctx); err != nil {
+		return err
+	}
+	if err := l.watch(ctx); err != nil {
+		return err
+	}
+	return l.leave(ctx)
+}
+
+// undo disarms the node after a verdict, unless it is somebody else's, and returns the verdict. A fault leaves it armed: the
+// same attempt goes on.
+func (l *load) undo(ctx context.Context, verdict error) error {
+	if reservation.VerdictOf(verdict) == "" || l.armed == "" || errors.As(verdict, new(*ForeignError)) {
+		return verdict
+	}
+	v, err := l.guard(ctx)
+	if err == nil && v.state != stateBoot {
+		err = l.disarm(ctx)
+	}
+	if err == nil {
+		l.report.Keep(keptArmed, "")
+		return verdict
+	}
+	if errors.As(err, new(*ForeignError)) || errors.As(err, new(*LateError)) {
+		return verdict // it is armed for somebody else by now
+	}
+	l.log.Error().Err(err).Msg("the node is left armed")
+	var judged *reservation.VerdictError
+	if errors.As(verdict, &judged) {
+		return &reservation.VerdictError{Verdict: judged.Verdict, Reason: "the node could not be disarmed (" + err.Error() + "); " + judged.Reason, Cause: judged.Cause}
+	}
+	return verdict
+}
+
+// check looks at everything that must be so before anything is changed.
+func (l *load) check(ctx context.Context) error {
+	l.report.Stage(stageCheck, fmt.Sprintf("node %s and osimage %s at site %s", l.node.node, l.osimage, l.name))
+	fail := func(format string, values ...any) error {
+		return reservation.Fail(fmt.Sprintf("node %s cannot be loaded with osimage %s: ", l.node.node, l.osimage)+fmt.Sprintf(format, values...), nil)
+	}
+	defined, err := l.client.Node(ctx, l.node.node, "mac", "mgt", "arch", "netboot")
+	if err != nil {
+		return err
+	}
+	if defined["mac"] == "" {
+		return fail("xCAT knows no MAC of it: set its attribute mac")
+	}
+	for _, mac := range l.request.Reservation.Computer.MACs[:min(1, len(l.request.Reservation.Computer.MACs))] {
+		if !strings.Contains(strings.ToLower(defined["mac"]), strings.ToLower(mac)) {
+			return fail("its mac is %s in xCAT and %s in the catalog: correct the wrong one", defined["mac"], mac)
+		}
+	}
+	if defined["mgt"] == "" {
+		return fail("xCAT does not know how its power is controlled: set its attribute mgt")
+	}
+	image, err := l.client.OSImage(ctx, l.osimage, "provmethod", "osarch")
+	if err != nil {
+		return err
+	}
+	l.method = image["provmethod"]
+	switch l.method {
+	case "install", "sysclone":
+	case "netboot", "statelite":
+		return fail("its provmethod is %s, which puts nothing on the disk: use an osimage of provmethod install", l.method)
+	default:
+		return fail("its provmethod is %q: use an osimage of provmethod install or sysclone", l.method)
+	}
+	if arch := image["osarch"]; arch != "" && defined["arch"] != "" && arch != defined["arch"] {
+		return fail("the osimage is for %s and the node is %s", arch, defined["arch"])
+	}
+	l.report.Stage(stageCheck, "the BMC of node "+l.node.node)
+	_, err = l.on(ctx)
+	return err
+}
+
+// arm claims the node, clears what earlier loads left in its status, and arms it for the osimage.
+func (l *load) arm(ctx context.Context) error {
+	l.report.Stage(stageArm, "for osimage "+l.osimage)
+	v, err := l.look(ctx)
+	if err != nil {
+		return err
+	}
+	mine := v.claimed && v.claim.mark == l.request.Mark
+	if l.mine(v) && v.claim.mark.Attempt > l.request.Mark.Attempt {
+		return &LateError{Mine: l.request.Mark, Found: v.claim.mark}
+	}
+	if err := l.foreign(v); err != nil {
+		return err
+	}
+	if mine && arms(v.state) && v.method == l.osimage {
+		// A worker before us has armed it, and was lost before it could say so.
+		return l.isArmed(ctx, v.state)
+	}
+	if arms(v.state) && v.method != l.osimage {
+		// An earlier load of Berth's has left it. Once our claim stands there it would look like somebody else's.
+		if err := l.report.Confirm(ctx); err != nil {
+			return err
+		}
+		if err := l.client.Disarm(ctx, l.node.node); err != nil {
+			return err
+		}
+		if err := l.settle(ctx, func(v view) bool { return !arms(v.state) }); err != nil {
+			return err
+		}
+	}
+	if !mine {
+		l.report.Keep(keptBaseline, v.status.Status+" "+v.status.Time)
+		if err := l.report.Confirm(ctx); err != nil {
+			return err
+		}
+		comment := strings.TrimSpace(v.rest + " " + claim{l.request.Mark, l.osimage}.String())
+		if err := l.client.Change(ctx, l.node.node, "status=", "statustime=", "usercomment="+comment); err != nil {
+			return err
+		}
+		if err := l.settle(ctx, func(v view) bool { return v.claimed && v.claim.mark == l.request.Mark }); err != nil {
+			return err
+		}
+	}
+	if _, err := l.guard(ctx); err != nil {
+		return err
+	}
+	steady, end := finishing(ctx)
+	defer end()
+	state, err := l.client.Arm(steady, l.node.node, l.osimage)
+	if err != nil {
+		return err
+	}
+	return l.isArmed(ctx, state)
+}
+
+// isArmed reads back that the node is armed as it should be, and keeps it.
+func (l *load) isArmed(ctx context.Context, state string) error {
+	l.armed = state // even if it is not what we wanted: it has to be undone
+	read, err := l.client.State(ctx, l.node.node)
+	if err != nil {
+		return err
+	}
+	if read != state || !strings.HasPrefix(state, l.method+" ") {
+		return fmt.Errorf("site %s: nodeset %s osimage=%s gave the state %q, and it reads %q", l.name, l.node.node, l.osimage, state, read)
+	}
+	if err := l.settle(ctx, func(v view) bool { return arms(v.state) && v.method == l.osimage }); err != nil {
+		return err
+	}
+	v, err := l.look(ctx)
+	if err == nil {
+		err = l.owned(v)
+	}
+	if err != nil {
+		return err
+	}
+	l.report.Keep(keptArmed, state)
+	return nil
+}
+
+// xcatd reads its tables through a cache that is up to 5 s old.
+const (
+	settleLimit = 10 * time.Second
+	settlePoll  = time.Second
+)
+
+// settle waits until xcatd tells what was just written, or long enough for it not to be the cache.
+func (l *load) settle(ctx context.Context, told func(view) bool) error {
+	for end := time.Now().Add(settleLimit); ; {
+		v, err := l.look(ctx)
+		if err != nil || told(v) || time.Now().After(end) {
+			return err
+		}
+		if err := pause(ctx, settlePoll); err != nil {
+			return err
+		}
+	}
+}
+
+// power boots the node from the net, unless that was done.
+func (l *load) power(ctx context.Context) error {
+	if kept, err := time.Parse(time.RFC3339, l.report.Kept(keptPowered)); err == nil {
+		l.powered = kept
+		return nil
+	}
+	l.report.Stage(stagePower, l.node.node)
+	took := false
+	if was := l.report.Kept(keptAsked); was != "" {
+		var err error
+		if took, err = l.took(ctx, was == "on"); err != nil {
+			return err
+		}
+	}
+	if !took {
+		if err := l.bootFromNet(ctx); err != nil {
+			return err
+		}
+	}
+	l.powered = time.Now()
+	l.report.Keep(keptPowered, l.powered.Format(time.RFC3339))
+	return nil
+}
+
+// took says whether an rpower boot that a lost worker asked for has come about. xcatd goes on with a command whose client is
+// gone, so it may come about only now.
+func (l *load) took(ctx context.Context, was bool) (bool, error) {
+	if !was {
+		return l.await(ctx, true)
+	}
+	// A node that was on is on either way. rpower notes that it powers a node on, and an install notes more.
+	v, err := l.look(ctx)
+	return err == nil && l.news(v) != "", err
+}
+
+func (l *load) bootFromNet(ctx context.Context) error {
+	if _, err := l.guard(ctx); err != nil {
+		return err
+	}
+	err := l.ask(ctx, func() error { return l.client.BootNext(ctx, l.node.node, "net", l.uefi) })
+	if err != nil {
+		if ctx.Err() != nil || bmc(err) == "" || l.request.Reservation.Computer.Placement[placeBootOrder] != networkFirst {
+			return err
+		}
+		l.log.Warn().Err(err).Msg("the BMC could not be told to boot from the net; the node's own boot order begins there")
+	}
+	return l.boot(ctx, func(was bool) error {
+		asked := "off"
+		if was {
+			asked = "on"
+		}
+		l.report.Keep(keptAsked, asked)
+		v, err := l.guard(ctx)
+		if err == nil && v.state != "" && !arms(v.state) {
+			err = &ForeignError{Node: l.node.node, Found: fmt.Sprintf("set to %q by somebody else", v.state)}
+		}
+		return err
+	})
+}
+
+// again boots the node from the net once more. cold powers it off before.
+func (l *load) again(ctx context.Context, why string, cold bool) error {
+	l.report.Stage(stagePower, "again: "+why)
+	for _, key := range []string{keptAsked, keptPowered, keptStarted, keptChanged, keptInstall} {
+		l.report.Keep(key, "")
+	}
+	l.changed, l.seen = time.Time{}, ""
+	if cold {
+		if _, err := l.guard(ctx); err != nil {
+			return err
+		}
+		if err := l.off(ctx); err != nil {
+			return err
+		}
+	}
+	return l.power(ctx)
+}
+
+// news returns the node's status if it has come since the load began, and "" for anything else: one that is blank, one that
+// was there before, and what nodestat and xcatmon write into the same place ("noping", "sshd").
+func (l *load) news(v view) string {
+	if v.status.Status+" "+v.status.Time == l.report.Kept(keptBaseline) {
+		return ""
+	}
+	if slices.Contains([]string{"powering-on", "installing", "installed", "netbooting", "booting", "postbooting", "booted", "configuring",
+		"configured", "failed"}, v.status.Status) {
+		return v.status.Status
+	}
+	return ""
+}
+
+// leave waits until the installer has let go of the node, so that nobody takes its sshd for the system's, and makes sure
+// that the node is powered on.
+func (l *load) leave(ctx context.Context) error {
+	l.report.Stage(stageLeave, "")
+	for end := time.Now().Add(l.limits.InstallerGone); l.module.installer(ctx, l.host()) != "" && time.Now().Before(end); {
+		if err := pause(ctx, l.limits.PollPower); err != nil {
+			return err
+		}
+	}
+	on, err := l.on(ctx)
+	if err != nil || on {
+		return err
+	}
+	l.report.Stage(stageLeave, "the installer powered the node off")
+	return l.boot(ctx, func(bool) error {
+		_, err := l.guard(ctx)
+		return err
+	})
+}
