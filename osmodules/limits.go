@@ -22,8 +22,8 @@ type LimitRow struct {
 func Table() []LimitRow {
 	const (
 		noReset     = 0
-		loadVirtual = 30 * time.Minute // VCL VMware.pm: 1800 s for the image's copy to a datastore (semaphore)
-		loadMetal   = 60 * time.Minute // VCL xCAT.pm: 3600 s overall
+		loadVirtual = 30 * time.Minute  // VCL VMware.pm: 1800 s for the image's copy to a datastore (semaphore)
+		loadMetal   = 102 * time.Minute // VCL xCAT.pm: 1800 s in line for an install, about 720 s for the power, 3600 s overall
 		again       = 15*time.Second + 600*time.Second
 		settle      = 5 * time.Second
 		queue       = 2 * time.Minute
@@ -42,7 +42,7 @@ func Table() []LimitRow {
 		{reservation.Linux, nil, reservation.Virtual, false, limits(loadVirtual, 5*time.Second, 600*time.Second, again, configure),
 			"VCL Linux.pm post_load: 5/600/5; reset and second wait from Version_6.pm: 15/600"},
 		{reservation.Linux, nil, reservation.Physical, false, limits(loadMetal, 5*time.Second, 600*time.Second, again, configure),
-			"VCL Linux.pm post_load: 5/600/5; xCAT.pm: 3600 s overall"},
+			"VCL Linux.pm post_load: 5/600/5; xCAT.pm: throttle 1800 s, power 720 s, overall 3600 s"},
 		{reservation.Windows, old, reservation.Virtual, false, limits(loadVirtual, 15*time.Second, 900*time.Second, noReset, configureW),
 			"VCL Windows.pm wait_for_response: 15/900/8, no reset"},
 		{reservation.Windows, old, reservation.Virtual, true, limits(loadVirtual, 15*time.Second, 900*time.Second, noReset, configureW),

@@ -14,6 +14,7 @@ import (
 
 // What a load keeps for a successor. A missing one means that it has not come so far.
 const (
+	keptBegan     = "began"      // when the load had its slot: its overall limit counts from here
 	keptBaseline  = "baseline"   // the node's status and its time before the load cleared them: not news
 	keptArmed     = "armed"      // the provisioning state that our nodeset gave
 	keptAsked     = "power"      // an rpower boot was asked for; whether the node was "on" or "off" before it
@@ -27,6 +28,7 @@ const (
 
 // The stages of a load.
 const (
+	stageSlot    = "wait for a slot"
 	stageCheck   = "check"
 	stageArm     = "arm"
 	stagePower   = "power on"
@@ -53,7 +55,7 @@ type load struct {
 }
 
 // Load is part of provisioners.Provisioner. It installs the image's osimage on the computer's node and returns once the
-// node's provisioning state is boot and the node is powered on. Its stages are "check", "arm", "power on", "wait for
+// node's provisioning state is boot and the node is powered on. Its stages are "wait for a slot", "check", "arm", "power on", "wait for
 // installer", "install" and "leave installer". When it ends in a verdict the node is disarmed; when it ends with its context
 // the workflow's Abort does that.
 func (m *Module) Load(ctx context.Context, request provisioners.Request, report reservation.Reporter) (provisioners.Loaded, error) {
@@ -61,13 +63,11 @@ func (m *Module) Load(ctx context.Context, request provisioners.Request, report 
 	if err != nil {
 		return provisioners.Loaded{}, err
 	}
-	if m.gate != nil {
-		release, err := m.gate.Acquire(ctx, Type+"/"+l.name, l.installs, report)
-		if err != nil {
-			return provisioners.Loaded{}, err
-		}
-		defer release()
+	leave, err := l.enter(ctx)
+	if err != nil {
+		return provisioners.Loaded{}, err
 	}
+	defer leave()
 	err = l.run(ctx)
 	if err != nil && ctx.Err() != nil {
 		return provisioners.Loaded{}, ctx.Err()
@@ -92,16 +92,32 @@ func (m *Module) prepare(request provisioners.Request, report reservation.Report
 		return nil, reservation.Fail("image "+request.Reservation.Image.String()+" cannot be loaded", &reservation.FieldError{
 			Field: "image.control.host_key", Value: reservation.HostKeyHanded, Remedy: "xCAT hands no key over: write " + reservation.HostKeyFirst + ", or leave it out"})
 	}
-	began := time.Now()
-	if !request.Deadline.IsZero() {
-		began = request.Deadline.Add(-request.Limit)
+	return l, nil
+}
+
+// enter waits for a slot at the management node's gate. The overall limit counts from then on.
+func (l *load) enter(ctx context.Context) (leave func(), err error) {
+	leave = func() {}
+	if l.request.Enter != nil {
+		// A node is armed from here until its disk is loaded, and xcatd, DHCP and the installer's source serve only so many.
+		leave, err = l.request.Enter(ctx, Type+"/"+l.name, l.installs, func(place int) {
+			l.report.Stage(stageSlot, fmt.Sprintf("number %d in line at management node %s, which installs %d at once", place, l.name, l.installs))
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
-	l.overall = began.Add(n.limits.Overall)
+	began, err := time.Parse(time.RFC3339, l.report.Kept(keptBegan))
+	if err != nil {
+		began = time.Now()
+		l.report.Keep(keptBegan, began.Format(time.RFC3339))
+	}
+	l.overall = began.Add(l.limits.Overall)
 	// A short limit keeps less back: it has to be good for something.
-	if last := request.Deadline.Add(-min(reserve, request.Limit/10)); !request.Deadline.IsZero() && last.Before(l.overall) {
+	if last := l.request.Deadline.Add(-min(reserve, l.request.Limit/10)); !l.request.Deadline.IsZero() && last.Before(l.overall) {
 		l.overall = last
 	}
-	return l, nil
+	return leave, nil
 }
 
 func (l *load) run(ctx context.Context) error {

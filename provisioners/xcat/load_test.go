@@ -363,8 +363,8 @@ type gate struct {
 	held     int
 }
 
-// Acquire is part of provisioners.Gate.
-func (g *gate) Acquire(_ context.Context, name string, capacity int, _ reservation.Reporter) (func(), error) {
+// enter is provisioners.Request.Enter.
+func (g *gate) enter(_ context.Context, name string, capacity int, _ func(int)) (func(), error) {
 	g.name, g.capacity = name, capacity
 	g.held++
 	return func() { g.held-- }, nil
@@ -373,10 +373,10 @@ func (g *gate) Acquire(_ context.Context, name string, capacity int, _ reservati
 func TestALoadHoldsAPlaceAtItsManagementNodesGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, g := newFake(), &gate{}
-		m := f.module()
-		m.gate = g
+		m, request := f.module(), order()
+		request.Enter = g.enter
 		f.before = func(xcatd.Command) { require.Equal(t, 1, g.held) }
-		_, err := m.Load(t.Context(), order(), newReporter())
+		_, err := m.Load(t.Context(), request, newReporter())
 		require.NoError(t, err)
 		require.Equal(t, gate{name: "xcat/mn", capacity: DefaultInstalls}, *g)
 	})

@@ -63,8 +63,6 @@ type Options struct {
 	Sites  []Site
 	Limits Limits // zero figures are DefaultLimits'
 	Logger zerolog.Logger
-	// Gate bounds the installs of each management node. It may be nil: nothing is bounded then.
-	Gate provisioners.Gate
 	// InstallerPorts are asked for the installer's progress, in order; empty is DefaultInstallerPorts.
 	InstallerPorts []int
 }
@@ -131,7 +129,6 @@ type Module struct {
 	nodes     map[string]*management
 	limits    Limits
 	log       zerolog.Logger
-	gate      provisioners.Gate
 	installer func(ctx context.Context, host string) string // what the node's installer says; "" if nothing answers
 }
 
@@ -157,7 +154,7 @@ func New(options Options) (*Module, error) {
 	if len(ports) == 0 {
 		ports = DefaultInstallerPorts()
 	}
-	m := &Module{nodes: map[string]*management{}, limits: options.Limits.orDefault(), gate: options.Gate,
+	m := &Module{nodes: map[string]*management{}, limits: options.Limits.orDefault(),
 		log: options.Logger.With().Str("provisioner", Type).Logger(), installer: installer(ports)}
 	var faults []error
 	if len(options.Sites) == 0 {
