@@ -91,7 +91,7 @@ bench: temporal build ## Measure; BENCH_JSON=FILE writes the figures as one JSON
 
 .PHONY: golden
 golden: ## Record the golden histories of the workflows anew (read the difference before you commit it)
-	go test ./workflows -run TestPathsOnARealServer -count=1 -update
+	go test ./workflows -run OnARealServer -count=1 -update
 
 .PHONY: clean
 clean: ## Remove what was built here and the demonstration's files (not the Temporal CLI)

@@ -66,6 +66,7 @@ func (a *Activities) Register(r worker.ActivityRegistry) {
 // RegisterOnWorkflowQueue registers what is served on the workflows' own queue.
 func (a *Activities) RegisterOnWorkflowQueue(r worker.ActivityRegistry) {
 	r.RegisterActivityWithOptions(a.QueueServed, activity.RegisterOptions{Name: QueueServedName})
+	r.RegisterActivityWithOptions(a.GateOver, activity.RegisterOptions{Name: GateOverName})
 }
 
 // Load puts the image's bits on the computer's disk and powers it on.

@@ -15,6 +15,22 @@ const (
 	QueueServedName = "QueueServed"
 )
 
+// PhaseOf returns the phase that an activity runs; "" for one that runs none.
+func PhaseOf(activity string) reservation.Phase {
+	switch activity {
+	case LoadName:
+		return reservation.PhaseLoad
+	case PostLoadName:
+		return reservation.PhasePostLoad
+	case AbortName:
+		return reservation.PhaseClean
+	case UnloadName:
+		return reservation.PhaseUnload
+	default:
+		return ""
+	}
+}
+
 // The types of the application errors that activities return. The first two are verdicts and stand in the retry policy's
 // NonRetryableErrorTypes; a Fault is tried again in the same attempt.
 const (

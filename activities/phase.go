@@ -36,7 +36,7 @@ const maxStages = 40
 type phase struct {
 	options  Options
 	request  PhaseRequest
-	token    []byte
+	info     activity.Info
 	deadline time.Time     // a little before the server's own: after that one the SDK keeps our answer to itself
 	silence  time.Duration // without a heartbeat, after which the server gives the phase to another worker; 0: never
 	changed  chan struct{} // cap 1: there is something to tell
@@ -53,14 +53,14 @@ type phase struct {
 
 func newPhase(ctx context.Context, options Options, request PhaseRequest) *phase {
 	info := activity.GetInfo(ctx)
-	p := &phase{options: options, request: request, token: info.TaskToken, silence: info.HeartbeatTimeout,
+	p := &phase{options: options, request: request, info: info, silence: info.HeartbeatTimeout,
 		changed: make(chan struct{}, 1), sending: make(chan struct{}, 1)}
 	p.record = func(call context.Context, progress reservation.Progress) error {
 		if options.Client == nil {
 			activity.RecordHeartbeat(ctx, progress)
 			return nil
 		}
-		return options.Client.RecordActivityHeartbeat(call, p.token, progress)
+		return options.Client.RecordActivityHeartbeat(call, p.info.TaskToken, progress)
 	}
 	if activity.HasHeartbeatDetails(ctx) {
 		// Progress that cannot be read is a lost clock, not a lost load: the phase then starts its limit anew.
@@ -263,7 +263,7 @@ func (p *phase) Confirm(ctx context.Context) error {
 func (p *phase) provisioning() provisioners.Request {
 	return provisioners.Request{
 		Reservation: p.request.Reservation, Mark: p.request.Mark, Attempt: p.request.Attempt,
-		Deadline: p.deadline, Limit: p.request.Limit.Std(),
+		Deadline: p.deadline, Limit: p.request.Limit.Std(), Enter: p.enter(),
 	}
 }
 

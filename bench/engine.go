@@ -42,6 +42,7 @@ type bare struct {
 	Upserts  bool                     // upserts search attributes twice, as a first-try load does
 	Timer    bool                     // has a timer for its end
 	Handlers bool                     // answers a query and an update, shows current details
+	Limits   bool                     // its activities have a phase's limits (queue, heartbeat, all tries), retry policy and summary
 	Beats    bool                     // its activities heartbeat once
 }
 
@@ -66,8 +67,15 @@ func bareWorkflow(ctx workflow.Context, b bare) error {
 	keys := workflows.SearchAttributes()
 	for n, phase := range []reservation.Phase{reservation.PhasePostLoad, reservation.PhaseReady} {
 		options := workflow.ActivityOptions{TaskQueue: bareWork, StartToCloseTimeout: time.Minute}
-		if b.Beats {
+		if b.Limits || b.Beats {
 			options.HeartbeatTimeout = 30 * time.Second
+		}
+		if b.Limits {
+			options.ScheduleToStartTimeout, options.ScheduleToCloseTimeout = 2*time.Minute, 5*time.Minute
+			options.RetryPolicy = &temporal.RetryPolicy{
+				InitialInterval: time.Second, MaximumInterval: 30 * time.Second, NonRetryableErrorTypes: []string{activities.TypeReload, activities.TypeFail},
+			}
+			options.Summary = "post-load: debian12-r1 on vm-1, attempt 1 of 3, limit 30m0s"
 		}
 		if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, options), bareActivityName(b), request).Get(ctx, nil); err != nil {
 			return err
@@ -249,20 +257,132 @@ func cpuTime(pid int) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-// latency runs n of them one after another and returns the median from the start to done.
-func (e *engine) latency(ctx context.Context, n int, start start) (time.Duration, []client.WorkflowRun, error) {
-	var took []time.Duration
-	var runs []client.WorkflowRun
-	for range n {
-		began := time.Now()
-		_, one, err := e.throughput(ctx, 1, 1, start)
+// compare runs bare workflows and loads turn and turn about, so that whatever else the machine does weighs on both alike,
+// and returns one of the loads.
+func (e *engine) compare(ctx context.Context, rounds, n, side int, figures map[string]float64) (client.WorkflowRun, error) {
+	var sample client.WorkflowRun
+	var bares, loads rates
+	var ratios []float64
+	// A first round that is not counted: connections, caches and the store's first pages.
+	for round := range rounds + 1 {
+		b, _, err := e.throughput(ctx, n, side, e.bare(bare{}))
 		if err != nil {
-			return 0, nil, err
+			return nil, err
 		}
-		took = append(took, time.Since(began))
-		runs = append(runs, one...)
+		l, runs, err := e.throughput(ctx, n, side, e.reserve)
+		if err != nil {
+			return nil, err
+		}
+		sample = runs[0]
+		if err := e.release(ctx, runs); err != nil {
+			return nil, err
+		}
+		if round > 0 {
+			bares, loads, ratios = append(bares, b), append(loads, l), append(ratios, l.second/b.second)
+		}
 	}
-	return median(took), runs, nil
+	figures["throughput_ratio"] = median(ratios)
+	fmt.Printf("\nThroughput, %d side by side, %d a round, %d rounds of each, turn and turn about:\n\n", side, n, rounds)
+	printRates()
+	bares.print("bare workflow, two no-op activities", 1)
+	loads.print("Berth, no-op modules, to ready", figures["throughput_ratio"])
+	fmt.Printf("\nThe ratio went from %.2f to %.2f between rounds; CPU time of a bare workflow over that of a load: %.2f.\n",
+		percentile(ratios, 0), percentile(ratios, 100), float64(bares.cpu())/float64(loads.cpu()))
+	return sample, nil
+}
+
+// compareLatency runs bare workflows and loads one at a time, turn and turn about.
+func (e *engine) compareLatency(ctx context.Context, n int, figures map[string]float64) error {
+	var bares, loads []time.Duration
+	one := func(start start) (time.Duration, []client.WorkflowRun, error) {
+		began := time.Now()
+		_, runs, err := e.throughput(ctx, 1, 1, start)
+		return time.Since(began), runs, err
+	}
+	for range n {
+		b, _, err := one(e.bare(bare{}))
+		if err != nil {
+			return err
+		}
+		l, runs, err := one(e.reserve)
+		if err != nil {
+			return err
+		}
+		if err := e.release(ctx, runs); err != nil {
+			return err
+		}
+		bares, loads = append(bares, b), append(loads, l)
+	}
+	figures["latency_ratio"] = float64(median(loads)) / float64(median(bares))
+	fmt.Printf("\nOne at a time, medians of %d from start to done: bare %s, Berth from reserve to ready %s: %.2f times.\n", n,
+		median(bares).Round(100*time.Microsecond), median(loads).Round(100*time.Microsecond), figures["latency_ratio"])
+	return nil
+}
+
+// dissect shows what each part of a load costs a bare workflow that has nothing else of it.
+func (e *engine) dissect(ctx context.Context, rounds, n, side int) error {
+	example := e.reservation()
+	parts := []struct {
+		name string
+		bare bare
+	}{
+		{"bare workflow", bare{}},
+		{"  + a load's input and requests", bare{Payload: &example}},
+		{"  + search attributes and summary at start", bare{Start: true}},
+		{"  + two upserts of search attributes", bare{Upserts: true}},
+		{"  + a timer for the end", bare{Timer: true}},
+		{"  + query, update, current details", bare{Handlers: true}},
+		{"  + a phase's limits, retry policy, summary", bare{Limits: true}},
+		{"  + all of these", bare{Payload: &example, Start: true, Upserts: true, Timer: true, Handlers: true, Limits: true}},
+		{"  + a heartbeat in each activity (no-op modules send none)", bare{Beats: true}},
+	}
+	all, ratios := make([]rates, len(parts)), make([][]float64, len(parts))
+	for range rounds {
+		for i, part := range parts {
+			// Each part beside a bare round of its own: the machine may be another one half a minute later.
+			base, _, err := e.throughput(ctx, n, side, e.bare(bare{}))
+			if err != nil {
+				return err
+			}
+			r, _, err := e.throughput(ctx, n, side, e.bare(part.bare))
+			if err != nil {
+				return err
+			}
+			all[i], ratios[i] = append(all[i], r), append(ratios[i], r.second/base.second)
+		}
+	}
+	fmt.Printf("\nWhat each part of a load costs, %d rounds, each beside a bare round of its own:\n\n", rounds)
+	printRates()
+	for i, part := range parts {
+		all[i].print(part.name, median(ratios[i]))
+	}
+	return nil
+}
+
+// rates are the rounds of one thing.
+type rates []rate
+
+func printRates() {
+	fmt.Printf("| what | a second | of the bare workflow | server CPU each | client and worker CPU each |\n|---|---|---|---|---|\n")
+}
+
+func (r rates) print(name string, ratio float64) {
+	seconds, server, own := r.columns()
+	fmt.Printf("| %s | %.1f | %.2f | %s | %s |\n", name, median(seconds), ratio,
+		median(server).Round(100*time.Microsecond), median(own).Round(100*time.Microsecond))
+}
+
+// cpu returns the median of the CPU time of one, server and ours together.
+func (r rates) cpu() time.Duration {
+	_, server, own := r.columns()
+	return median(server) + median(own)
+}
+
+func (r rates) columns() (seconds []float64, server, own []time.Duration) {
+	for _, one := range r {
+		seconds, server, own = append(seconds, one.second), append(server, one.serverCPU), append(own, one.ownCPU)
+	}
+	return seconds, server, own
 }
 
 // release ends reservations and waits until they are over, so that they do not weigh on the next measurement.

@@ -59,6 +59,7 @@ type labOptions struct {
 	computers []simsite.Computer
 	doors     map[string]holdsFrom // a door before a computer's guest
 	image     func(*reservation.Image)
+	clones    int // the catalog's limit of clones that run at once; 0 leaves it out
 }
 
 func (w *world) newLab(t *testing.T, name string, o labOptions) *lab {
@@ -80,6 +81,8 @@ func (l *lab) writeCatalog(t *testing.T, o labOptions) string {
 	site := func(name, url, thumbprint string) catalog.Site {
 		return catalog.Site{Name: name, Provisioner: vmware.Type, VMware: &catalog.VMware{URL: url, User: simsite.User, Credential: "vcenter-" + name, Thumbprint: thumbprint}}
 	}
+	mine := site(l.name, l.vcenter.url(), l.world.thumbprint)
+	mine.VMware.Clones = o.clones
 	image := testImage()
 	if o.image != nil {
 		o.image(&image)
@@ -105,7 +108,7 @@ func (l *lab) writeCatalog(t *testing.T, o labOptions) string {
 			"linux-root":        {filepath.Join(l.site.dir, loginKeyFile)},
 		},
 		"sites": []any{
-			compact(t, site(l.name, l.vcenter.url(), l.world.thumbprint)),
+			compact(t, mine),
 			compact(t, site("elsewhere", "https://127.0.0.1:1/sdk", l.world.thumbprint)),
 		},
 		"images":    []reservation.Image{image},

@@ -38,7 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestBerth is all of the tests: they share one Temporal server, one set of programs and one worker for the workflows.
+// TestBerth is all of the tests: they share one set of programs and, but for the one that kills them, one Temporal server and
+// one worker for the workflows.
 func TestBerth(t *testing.T) {
 	w := newWorld(t)
 	for _, one := range []struct {
@@ -51,11 +52,13 @@ func TestBerth(t *testing.T) {
 		{"the vCenter is not reached for a while", testVCenterUnreachable},
 		{"sessions expire in the middle of a load", testSessionsExpire},
 		{"Temporal is silent for a while", testTemporalSilent},
+		{"Temporal's server and the workflows' worker are killed", testTemporalKilled},
 		{"cancelled", testCancelled},
 		{"a worker that is stopped hands over", testHandOver},
 		{"a worker that was paused is too late", testPaused},
 		{"a worker that was paused clones nothing for a reservation that is over", testPausedAndOver},
 		{"guests", testGuests},
+		{"clones of several workers in one vCenter", testCloneLimit},
 		{"a computer has one holder", testHolder},
 	} {
 		t.Run(one.name, func(t *testing.T) {
@@ -95,23 +98,33 @@ func newWorld(t *testing.T) *world {
 		build("-race", "-o", w.watched, "berth/worker")
 	}
 
-	var err error
-	w.server = devservertest.Start(t, devserver.Options{})
-	w.client, err = temporalclient.Dial(t.Context(), temporalclient.Options{
-		Settings: temporalclient.Settings{Address: w.server.Address, Namespace: w.server.Namespace, Patience: 10 * time.Second},
-		Identity: "integration tests", Logger: logging.Temporal(zerolog.Nop()),
-	})
-	require.NoError(t, err)
-	t.Cleanup(w.client.Close)
-
 	// httptest has a certificate for the loopback. It is pinned by its thumbprint, as a site pins its vCenter's.
 	borrowed := httptest.NewTLSServer(nil)
 	w.certificate = borrowed.TLS.Certificates[0]
 	borrowed.Close()
 	w.thumbprint = thumbprint(w.certificate)
 
-	w.workflows = w.startWorker(t, "workflows", workerOptions{env: []string{"BERTH_PROVISIONERS=", "BERTH_WORKFLOWS=true"}})
+	w.serve(t, devserver.Options{})
 	return w
+}
+
+// serve starts the world's Temporal server and its worker for the workflows.
+func (w *world) serve(t *testing.T, o devserver.Options) {
+	t.Helper()
+	w.server = devservertest.Start(t, o)
+	var err error
+	w.client, err = temporalclient.Dial(t.Context(), temporalclient.Options{
+		Settings: temporalclient.Settings{Address: w.server.Address, Namespace: w.server.Namespace, Patience: 10 * time.Second},
+		Identity: "integration tests", Logger: logging.Temporal(zerolog.Nop()),
+	})
+	require.NoError(t, err)
+	t.Cleanup(w.client.Close)
+	w.startWorkflows(t)
+}
+
+func (w *world) startWorkflows(t *testing.T) {
+	t.Helper()
+	w.workflows = w.startWorker(t, "workflows", workerOptions{env: []string{"BERTH_PROVISIONERS=", "BERTH_WORKFLOWS=true"}})
 }
 
 func thumbprint(c tls.Certificate) string {

@@ -167,7 +167,7 @@ func testPaused(t *testing.T, w *world) {
 		first := l.worker(t)
 		looked := l.vcenter.add(lookedInVain())
 		b := l.reserve(t, computer)
-		<-looked.reached
+		looked.await(t)
 		first.signal(t, syscall.SIGSTOP)
 		l.worker(t)
 		status := b.ready(t, takeover)
@@ -185,7 +185,7 @@ func testPaused(t *testing.T, w *world) {
 		first := l.worker(t)
 		looked := l.vcenter.add(lookedInVain())
 		lost := l.reserveAs(t, "lost-"+computer, computer)
-		<-looked.reached
+		looked.await(t)
 		first.signal(t, syscall.SIGSTOP)
 		require.NoError(t, w.client.TerminateWorkflow(t.Context(), lost.run.GetID(), lost.run.GetRunID(), "a test"))
 		l.worker(t)
@@ -206,7 +206,7 @@ func testPausedAndOver(t *testing.T, w *world) {
 	worker := l.worker(t)
 	looked := l.vcenter.add(lookedInVain())
 	b := l.reserve(t, computer)
-	<-looked.reached
+	looked.await(t)
 	worker.signal(t, syscall.SIGSTOP)
 	require.NoError(t, w.client.TerminateWorkflow(t.Context(), b.run.GetID(), b.run.GetRunID(), "a test"))
 	looked.open()

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -196,4 +197,31 @@ func testSessionsExpire(t *testing.T, w *world) {
 	counts := ofVM(l.site.counts(t, computer))
 	require.Equal(t, []int{1, 1}, []int{counts.CloneCalls, counts.PowerOns})
 	b.release(t)
+}
+
+// The catalog's limit of running clones holds over all workers, each of which would keep to it by itself.
+func testCloneLimit(t *testing.T, w *world) {
+	const limit, loads = 2, 8
+	var computers []simsite.Computer
+	for n := range loads {
+		computers = append(computers, one(fmt.Sprintf("crowd-%d", n), simsite.Behaviour{CloneTakes: after(2)})...)
+	}
+	l := w.newLab(t, "crowd", labOptions{computers: computers, clones: limit})
+	l.worker(t)
+	l.worker(t)
+	var all []*booking
+	for _, computer := range computers {
+		all = append(all, l.reserve(t, computer.Name))
+	}
+	workers := map[string]bool{}
+	for _, b := range all {
+		status := b.ready(t, patience)
+		require.Equal(t, "load done, post-load done", phases(status))
+		workers[status.Phases[0].Worker] = true
+	}
+	for _, b := range all {
+		b.release(t)
+	}
+	require.Len(t, workers, 2, "both workers have loaded")
+	require.Equal(t, limit, l.site.status(t).MostClones)
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 // direction tells a request from its answer.
@@ -61,6 +63,16 @@ func blind(method string) *gate {
 	})
 	g.all = true
 	return g
+}
+
+// await returns once something is held.
+func (g *gate) await(t *testing.T) {
+	t.Helper()
+	select {
+	case <-g.reached:
+	case <-time.After(patience):
+		require.FailNow(t, "what the gate waits for never came")
+	}
 }
 
 func (g *gate) open() { g.release.Do(func() { close(g.opened) }) }

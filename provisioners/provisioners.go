@@ -22,6 +22,12 @@ type Request struct {
 	Attempt     reservation.Attempt // which try of how many
 	Deadline    time.Time           // when the phase's limit is reached; the context ends then, too
 	Limit       time.Duration       // the whole limit, for texts such as "412 s of 1860 s"
+	// Enter waits for a slot at a gate: at most capacity loads are inside a gate of one name at once, over all workers, first
+	// come first served. Name the gate after the control plane. waiting is called with the place in line, from 1, whenever it
+	// is another one. Call leave when the slot is no longer needed, whatever ended the load: where this worker hands over it does
+	// nothing, and who goes on gets the same slot. A load that is over without a word loses it by itself. The error is the context's, or says why there is no gate: a
+	// fault. It is nil in tests without a server.
+	Enter func(ctx context.Context, name string, capacity int, waiting func(place int)) (leave func(), err error)
 }
 
 // Loaded is what a finished Load tells.

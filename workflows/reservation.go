@@ -9,6 +9,7 @@ import (
 	"go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 
+	"berth/activities"
 	"berth/osmodules"
 	"berth/reservation"
 )
@@ -23,6 +24,7 @@ const (
 // Register registers the workflows.
 func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(Reservation, workflow.RegisterOptions{Name: ReservationName})
+	r.RegisterWorkflowWithOptions(Gate, workflow.RegisterOptions{Name: activities.GateName})
 }
 
 // Reservation is the life of one reservation: it loads the computer, holds it until its end, a release or a cancel, and

@@ -112,7 +112,7 @@ func (s *stage) play(t *testing.T) {
 		s.check(t, s)
 	}
 	if update() {
-		s.write(t)
+		writeHistory(t, s.c, s.run.GetID(), s.run.GetRunID(), s.path.name)
 	}
 }
 
@@ -163,10 +163,11 @@ func (s *stage) once(act scripted.Act) scripted.Act {
 	}
 }
 
-func (s *stage) write(t *testing.T) {
+// writeHistory writes a workflow's history to testdata.
+func writeHistory(t *testing.T, c client.Client, id, run, name string) {
 	t.Helper()
 	var history historypb.History
-	events := s.c.GetWorkflowHistory(t.Context(), s.run.GetID(), s.run.GetRunID(), false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+	events := c.GetWorkflowHistory(t.Context(), id, run, false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
 	for events.HasNext() {
 		event, err := events.Next()
 		require.NoError(t, err)
@@ -175,7 +176,7 @@ func (s *stage) write(t *testing.T) {
 	data, err := temporalproto.CustomJSONMarshalOptions{Indent: " "}.Marshal(&history)
 	require.NoError(t, err)
 	require.NoError(t, os.MkdirAll("testdata", 0o755))
-	require.NoError(t, os.WriteFile(filepath.Join("testdata", s.path.name+".json"), append(data, '\n'), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join("testdata", name+".json"), append(data, '\n'), 0o644))
 }
 
 // quiet is a logger that says nothing: the paths fail on purpose.

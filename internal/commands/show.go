@@ -23,11 +23,7 @@ NAME is a reservation's name, or a computer's: the computer's last reservation i
 		ValidArgsFunction: s.completeNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			l, err := s.ledger(ctx)
-			if err != nil {
-				return err
-			}
-			found, err := s.find(ctx, l, args[0], false)
+			l, found, err := s.named(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -41,6 +37,16 @@ NAME is a reservation's name, or a computer's: the computer's last reservation i
 			return view.Show(s.Stdout, s.style(s.Stdout))
 		},
 	}
+}
+
+// named finds the reservation that a NAME means, live or not.
+func (s *session) named(ctx context.Context, name string) (*ledger, run, error) {
+	l, err := s.ledger(ctx)
+	if err != nil {
+		return nil, run{}, err
+	}
+	found, err := s.find(ctx, l, name, false)
+	return l, found, err
 }
 
 // historyAnswer is what `history -o json` writes.
@@ -67,11 +73,7 @@ a computer's: the computer's last reservation is shown then, live or not.`,
 		ValidArgsFunction: s.completeNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			l, err := s.ledger(ctx)
-			if err != nil {
-				return err
-			}
-			found, err := s.find(ctx, l, args[0], false)
+			l, found, err := s.named(ctx, args[0])
 			if err != nil {
 				return err
 			}

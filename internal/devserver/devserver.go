@@ -60,6 +60,7 @@ type Server struct {
 	Namespace string
 	Log       string // the path of its log
 
+	port       int
 	process    *process.Process
 	attributes map[string]string // that must be there
 	memory     bool
@@ -139,6 +140,7 @@ func start(ctx context.Context, o Options) (*Server, error) {
 		Address:    net.JoinHostPort(host, strconv.Itoa(ports[0])),
 		Namespace:  namespace,
 		Log:        o.Log,
+		port:       ports[0],
 		attributes: o.SearchAttributes,
 		memory:     o.Database == "",
 	}
@@ -310,3 +312,6 @@ func (silent) Error(string, ...any) {}
 
 // Pid returns the server's process id.
 func (s *Server) Pid() int { return s.process.Pid() }
+
+// Port returns the port of the server's address, to start another server in its place.
+func (s *Server) Port() int { return s.port }

@@ -59,7 +59,7 @@ func LiveOf(described *workflowservice.DescribeWorkflowExecutionResponse, now ti
 		return nil
 	}
 	for _, pending := range described.GetPendingActivities() {
-		if phase := phaseOf(pending.GetActivityType().GetName()); phase != "" {
+		if phase := activities.PhaseOf(pending.GetActivityType().GetName()); phase != "" {
 			return liveOf(phase, pending, now)
 		}
 	}

@@ -90,22 +90,6 @@ func StatusAtStart(r reservation.Reservation, began time.Time) reservation.Statu
 	}
 }
 
-// phaseOf returns the phase that an activity runs; "" for one that runs none.
-func phaseOf(activity string) reservation.Phase {
-	switch activity {
-	case activities.LoadName:
-		return reservation.PhaseLoad
-	case activities.PostLoadName:
-		return reservation.PhasePostLoad
-	case activities.UnloadName:
-		return reservation.PhaseUnload
-	case activities.AbortName:
-		return reservation.PhaseClean
-	default:
-		return ""
-	}
-}
-
 // decode reads the first of the payloads into value, and says whether it could.
 func decode(payloads *commonpb.Payloads, value any) bool {
 	if len(payloads.GetPayloads()) == 0 {

@@ -186,7 +186,7 @@ func (r *reader) read(event *historypb.HistoryEvent) {
 }
 
 func (r *reader) scheduledPhase(id int64, at time.Time, activity *historypb.ActivityTaskScheduledEventAttributes) {
-	phase := phaseOf(activity.GetActivityType().GetName())
+	phase := activities.PhaseOf(activity.GetActivityType().GetName())
 	if phase == "" {
 		return
 	}

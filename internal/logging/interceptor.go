@@ -1,6 +1,7 @@
 package logging
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -66,7 +67,8 @@ func (i *activityInbound) ExecuteActivity(ctx context.Context, in *interceptor.E
 	if !ok {
 		return i.Next.ExecuteActivity(ctx, in)
 	}
-	phase := phaseOf(activity.GetInfo(ctx).ActivityType.Name)
+	name := activity.GetInfo(ctx).ActivityType.Name
+	phase := cmp.Or(activities.PhaseOf(name), reservation.Phase(name))
 	i.fields.keyvals = append(ofReservation(request.Reservation), FieldAttempt, request.Attempt.Number, FieldPhase, string(phase))
 	logger := activity.GetLogger(ctx)
 	logger.Info("phase begins", "limit", request.Limit)
@@ -87,21 +89,6 @@ func phaseRequest(args []any) (activities.PhaseRequest, bool) {
 	}
 	request, ok := args[0].(activities.PhaseRequest)
 	return request, ok
-}
-
-func phaseOf(activity string) reservation.Phase {
-	switch activity {
-	case activities.LoadName:
-		return reservation.PhaseLoad
-	case activities.PostLoadName:
-		return reservation.PhasePostLoad
-	case activities.AbortName:
-		return reservation.PhaseClean
-	case activities.UnloadName:
-		return reservation.PhaseUnload
-	default:
-		return reservation.Phase(activity)
-	}
 }
 
 // verdict names what a phase's error means for the workflow.

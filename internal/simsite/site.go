@@ -94,6 +94,8 @@ type Status struct {
 	Guests []Guest           `json:"guests"` // one for each clone, by name
 	Counts map[string]Counts `json:"counts"` // by the VM's name
 	Calls  map[string]int    `json:"calls"`  // of the vSphere API, by method
+	// MostClones is how many clones have run at once so far, at most.
+	MostClones int `json:"most_clones"`
 }
 
 // Site is a simulated site that runs. It is safe for concurrent use.
@@ -493,7 +495,7 @@ func (s *Site) ResetCalls() {
 
 // Status returns how the site stands.
 func (s *Site) Status() Status {
-	st := Status{Guests: []Guest{}, Counts: map[string]Counts{}, Calls: s.Calls()}
+	st := Status{Guests: []Guest{}, Counts: map[string]Counts{}, Calls: s.Calls(), MostClones: s.vcenter.mostClones()}
 	for _, g := range s.vcenter.guests() {
 		st.Guests = append(st.Guests, g.describe())
 	}

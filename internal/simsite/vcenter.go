@@ -47,6 +47,7 @@ type vcenter struct {
 	images   map[types.ManagedObjectReference]*guestos.Image // by snapshot
 	kinds    map[types.ManagedObjectReference]string         // snapshots' names
 	cloning  map[string]bool                                 // names reserved by running clones
+	most     int                                             // clones that ran at once
 	tasks    int
 	watching types.ManagedObjectReference
 }
@@ -480,6 +481,7 @@ func (vm *scriptedVM) CloneVMTask(ctx *simulator.Context, req *types.CloneVM_Tas
 	v.mu.Lock()
 	reserved := v.cloning[key]
 	v.cloning[key] = true
+	v.most = max(v.most, len(v.cloning))
 	v.mu.Unlock()
 	release := func() {}
 	if reserved {
@@ -743,3 +745,10 @@ func (v *vcenter) guests() []*guest {
 }
 
 func (v *vcenter) close() { v.model.Remove() }
+
+// mostClones returns how many clones have run at once so far, at most.
+func (v *vcenter) mostClones() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.most
+}

@@ -208,9 +208,14 @@ func (l *load) settle(ctx context.Context, vm *machine) (bool, error) {
 		}
 		l.report.Stage(stageClone, "going on with "+task.Value)
 		l.vc.note(task, l.request.Mark)
+		leave, err := l.enterGate(ctx) // the worker before us has a place there
+		if err != nil {
+			return false, err
+		}
 		release := l.vc.slots.take(l.hostOf(ctx))
-		_, err := l.awaitClone(ctx, task)
+		_, err = l.awaitClone(ctx, task)
 		release()
+		leave()
 		if err != nil && !errors.As(err, new(*GoneError)) {
 			return false, err
 		}
@@ -232,6 +237,11 @@ func (l *load) clone(ctx context.Context) (types.AnyType, error) {
 		return nil, err
 	}
 	defer release()
+	leave, err := l.enterGate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	l.report.Stage(stageClone, l.what())
 	// From here on a successor knows that a clone may run: Confirm delivers what is kept.
 	l.report.Keep(keptClone, keptAsked)
@@ -247,6 +257,16 @@ func (l *load) clone(ctx context.Context) (types.AnyType, error) {
 	l.vc.note(task, l.request.Mark)
 	l.report.Keep(keptClone, task.Value)
 	return l.awaitClone(ctx, task)
+}
+
+// enterGate waits until other workers' clones leave room for this one in its vCenter.
+func (l *load) enterGate(ctx context.Context) (leave func(), err error) {
+	if l.request.Enter == nil {
+		return func() {}, nil
+	}
+	return l.request.Enter(ctx, Type+"/"+l.vc.name, l.vc.slots.total, func(place int) {
+		l.report.Stage(stageClone, "waiting for clones of other workers, "+ordinal(place)+" in line")
+	})
 }
 
 // awaitClone waits for a clone of ours. When the context ends it cancels the clone, unless a successor is to go on.
