@@ -1,0 +1,3 @@
+package main
+import ("fmt";"berth/osmodules/remote/powershell")
+func main(){fmt.Print(powershell.Digest(powershell.CopyScript()))}
