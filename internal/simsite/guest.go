@@ -103,6 +103,7 @@ type boot struct {
 	banner   time.Time // the first connection
 	hung     chan struct{}
 	fault    string
+	winrm    *winrmService // nil before the first connection
 }
 
 func (s *Site) newGuest(name string, ref types.ManagedObjectReference, l *load, image *image) *guest {
@@ -416,6 +417,7 @@ func (t *boot) end() {
 	t.shut()
 	t.cancel()
 	t.shut() // what came in between
+	t.endWinRM()
 }
 
 // shut closes the port and resets every connection; the boot goes on.
@@ -562,20 +564,15 @@ func (t *boot) serve(conn net.Conn) {
 		<-t.ctx.Done()
 		return
 	}
+	if t.guest.image.channel == channelWinRM {
+		t.serveWinRM(conn)
+		return
+	}
 	machine := t.guest.machineNow()
 	signer, err := t.signer()
 	if err != nil {
 		t.guest.site.log.Error().Str("computer", t.guest.name).Err(err).Msg("no host key")
 		return
-	}
-	allowed := func() error {
-		t.mu.Lock()
-		opened := t.opened
-		t.mu.Unlock()
-		if b.Refuses == refusesLogins || time.Since(opened) < b.AuthLate.Std() {
-			return errors.New("not yet")
-		}
-		return nil
 	}
 	version := "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3"
 	if t.guest.image.windows != nil {
@@ -584,8 +581,8 @@ func (t *boot) serve(conn net.Conn) {
 	config := &ssh.ServerConfig{
 		ServerVersion: version,
 		PublicKeyCallback: func(c ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-			if err := allowed(); err != nil {
-				return nil, err
+			if !t.lets() {
+				return nil, errors.New("not yet")
 			}
 			if !machine.Authorized(c.User(), key) {
 				return nil, errors.New("key not authorized")
@@ -593,8 +590,8 @@ func (t *boot) serve(conn net.Conn) {
 			return nil, nil
 		},
 		PasswordCallback: func(c ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
-			if err := allowed(); err != nil {
-				return nil, err
+			if !t.lets() {
+				return nil, errors.New("not yet")
 			}
 			if !machine.Login(c.User(), string(password)) {
 				return nil, errors.New("wrong password")
@@ -609,12 +606,7 @@ func (t *boot) serve(conn net.Conn) {
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
-	t.mu.Lock()
-	if t.login.IsZero() {
-		t.login = time.Now()
-	}
-	t.mu.Unlock()
-	t.guest.site.count(t.guest.name, func(c *Counts) { c.Logins++ })
+	t.loggedIn()
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	go ssh.DiscardRequests(requests)
@@ -629,6 +621,22 @@ func (t *boot) serve(conn net.Conn) {
 		}
 		sessions.Go(func() { t.session(server, machine, ch, requests) })
 	}
+}
+
+// lets says whether anybody may log in now.
+func (t *boot) lets() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.behaviour.Refuses != refusesLogins && time.Since(t.opened) >= t.behaviour.AuthLate.Std()
+}
+
+func (t *boot) loggedIn() {
+	t.mu.Lock()
+	if t.login.IsZero() {
+		t.login = time.Now()
+	}
+	t.mu.Unlock()
+	t.guest.site.count(t.guest.name, func(c *Counts) { c.Logins++ })
 }
 
 // session serves one session: environment, then a command or a shell.
@@ -670,41 +678,48 @@ func (t *boot) session(conn *ssh.ServerConn, machine system, ch ssh.Channel, req
 		t.guest.site.count(t.guest.name, func(c *Counts) { c.Commands++ })
 		_ = request.Reply(true, nil)
 		go ssh.DiscardRequests(requests)
-		status := t.run(machine, line, ch, env)
+		status := t.run(t.ctx, machine, line, ch, ch, ch.Stderr(), env)
 		t.guest.site.count(t.guest.name, func(c *Counts) { c.Finished++ })
 		_, _ = ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)})) //nolint:gosec // 0 to 255
 		return
 	}
 }
 
-// run runs one command line. It goes on when the client is lost, as it does under sshd, and ends with the boot.
-func (t *boot) run(machine system, line string, ch ssh.Channel, env []string) int {
+// run runs one command line. It goes on when the client is lost, as it does under sshd, and ends with the boot, or with ctx.
+func (t *boot) run(ctx context.Context, machine system, line string, input io.Reader, out, errOut io.Writer, env []string) int {
 	const killed = 137
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(t.ctx, cancel)()
 	began := time.Now()
-	if text := t.behaviour.DiesIn; text != "" && t.guest.image.linux != nil && strings.Contains(line, text) && !slices.Contains(guestos.Commands(), text) {
-		t.guest.die(t.behaviour.Dies)
-		<-t.ctx.Done()
-		return killed
+	if t.guest.image.linux != nil {
+		if text := t.behaviour.DiesIn; text != "" && strings.Contains(line, text) && !slices.Contains(guestos.Commands(), text) {
+			t.guest.die(t.behaviour.Dies)
+			<-t.ctx.Done()
+			return killed
+		}
+		// The interpreter reads its input from a file of the system's: a reader of ours would be drained ahead of the script.
+		in, feed, err := os.Pipe()
+		if err != nil {
+			return killed
+		}
+		defer in.Close()
+		stop := context.AfterFunc(ctx, func() { _ = in.Close() })
+		defer stop()
+		from := input
+		go func() {
+			_, _ = io.Copy(feed, from)
+			_ = feed.Close()
+		}()
+		input = in
 	}
-	// The interpreter reads its input from a file of the system's: a reader of ours would be drained ahead of the script.
-	in, feed, err := os.Pipe()
-	if err != nil {
-		return killed
-	}
-	defer in.Close()
-	stop := context.AfterFunc(t.ctx, func() { _ = in.Close() })
-	defer stop()
-	go func() {
-		_, _ = io.Copy(feed, ch)
-		_ = feed.Close()
-	}()
-	status := machine.Run(t.ctx, line, in, ch, ch.Stderr(), env)
+	status := machine.Run(ctx, line, input, out, errOut, env)
 	if d := t.behaviour.ExecTakes.Std() - time.Since(began); d > 0 {
 		timer := time.NewTimer(d)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
-		case <-t.ctx.Done():
+		case <-ctx.Done():
 			return killed
 		}
 	}

@@ -456,6 +456,9 @@ func (s *Site) Thumbprint() string { return s.keep.thumbprint }
 // Password returns the password of User.
 func (s *Site) Password() string { return s.keep.password }
 
+// WindowsPassword returns the password of the administrator of Windows guests.
+func (s *Site) WindowsPassword() string { return s.keep.windows }
+
 // PrivateKey returns the key, as PEM, that logs in to the guests as root.
 func (s *Site) PrivateKey() []byte { return slices.Clone(s.keep.privateKey) }
 
