@@ -12,9 +12,14 @@ import (
 	"berth/osmodules/remote"
 )
 
+// Runner is the part of a remote.Channel that scripts need.
+type Runner interface {
+	Run(ctx context.Context, command remote.Command) (remote.Result, error)
+}
+
 // Run runs a script over a channel and returns its answer. A channel's faults are returned as they are; a script that
 // gave no answer is a *NoAnswerError.
-func Run(ctx context.Context, channel remote.Channel, script string, values map[string]string, data []byte, limit time.Duration) (Answer, error) {
+func Run(ctx context.Context, channel Runner, script string, values map[string]string, data []byte, limit time.Duration) (Answer, error) {
 	input, err := Input(script, values, data)
 	if err != nil {
 		return Answer{}, err
@@ -26,13 +31,18 @@ func Run(ctx context.Context, channel remote.Channel, script string, values map[
 	return ParseAnswer(result)
 }
 
+// CopyLimit is how long Copy may take for its first MiB; each further one gets as much again. The first PowerShell after
+// a boot takes up to a minute by itself, and WinRM carries some 100 KB/s.
+const CopyLimit = 2 * time.Minute
+
 // Copy writes a file over a channel, in one piece: the content goes to a new file beside it, which then takes its place.
 // The folder must be there. The file gets its folder's permissions, or keeps those it has: File.Mode is not looked at.
-// limit is for all of it.
-func Copy(ctx context.Context, channel remote.Channel, file remote.File, limit time.Duration) error {
+// A Channel for Windows calls it as its Copy.
+func Copy(ctx context.Context, channel Runner, file remote.File) error {
 	if !absolute(file.Path) {
 		return fmt.Errorf(`path %q to copy to is not a clean absolute path of Windows: give one like C:\folder\file.txt`, file.Path)
 	}
+	limit := CopyLimit * time.Duration(1+len(file.Content)>>20)
 	answer, err := Run(ctx, channel, CopyScript(), map[string]string{"Path": file.Path}, file.Content, limit)
 	if err != nil {
 		return fmt.Errorf("copying to %s: %w", file.Path, err)

@@ -202,34 +202,30 @@ func (c *channel) Run(_ context.Context, command remote.Command) (remote.Result,
 	return c.result, c.err
 }
 
-func (c *channel) Copy(context.Context, remote.File) error { return errors.New("not asked for") }
-
-func (c *channel) Close() error { return nil }
-
 func TestACopyIsAScriptWithThePathAsAValue(t *testing.T) {
 	c := &channel{result: remote.Result{Stdout: []byte("berth:{\"result\":\"done\"}\n")}}
 	file := remote.File{Path: `C:\Program Files\Berth\it's $here.bin`, Content: allBytes(100_000)}
-	require.NoError(t, powershell.Copy(t.Context(), c, file, time.Minute))
+	require.NoError(t, powershell.Copy(t.Context(), c, file))
 	require.Equal(t, powershell.Line(), c.commands[0].Line)
-	require.Equal(t, time.Minute, c.commands[0].Limit)
+	require.Equal(t, powershell.CopyLimit, c.commands[0].Limit)
 	require.Equal(t, powershell.CopyScript(), c.read.Script)
 	require.Equal(t, map[string]string{"Path": file.Path}, c.read.Values)
 	require.Equal(t, file.Content, c.read.Data)
 
 	c.result = remote.Result{Exit: powershell.ExitError, Stderr: []byte("berth-error:\"line 8: The disk is full\"\n")}
-	err := powershell.Copy(t.Context(), c, file, time.Minute)
+	err := powershell.Copy(t.Context(), c, file)
 	require.ErrorContains(t, err, file.Path)
 	require.ErrorContains(t, err, "The disk is full")
 
 	c.err = &remote.LimitError{Limit: time.Minute}
 	var limit *remote.LimitError
-	require.ErrorAs(t, powershell.Copy(t.Context(), c, file, time.Minute), &limit)
+	require.ErrorAs(t, powershell.Copy(t.Context(), c, file), &limit)
 }
 
 func TestACopyTakesCleanAbsolutePathsOnly(t *testing.T) {
 	for _, path := range []string{"", "x", `\x`, `C:`, `C:\`, `C:x`, `/etc/x`, `C:/x`, `C:\a\..\b`, `C:\a\.\b`, `C:\a\\b`, `C:\a\`, `C:\a?`, `C:\a:b`,
 		"C:\\a\nb", `\\server\share\x`, `C:\a.`, `C:\a `} {
-		require.ErrorContains(t, powershell.Copy(t.Context(), &channel{}, remote.File{Path: path}, time.Minute), "path", path)
+		require.ErrorContains(t, powershell.Copy(t.Context(), &channel{}, remote.File{Path: path}), "path", path)
 	}
 }
 

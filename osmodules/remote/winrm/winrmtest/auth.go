@@ -11,7 +11,6 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"net/http"
 	"strings"
 	"sync"
@@ -70,9 +69,9 @@ func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) string {
 			w.WriteHeader(http.StatusUnauthorized)
 			return ""
 		}
-		name, err := options.verify(state.negotiate, state.challenge, message)
+		name, ok := options.verify(state.negotiate, state.challenge, message)
 		state.negotiate, state.challenge = nil, nil // a challenge is good for one answer
-		if err == nil {
+		if ok {
 			state.user = name
 			s.count(func() int { s.logins++; return 0 })
 			return name
@@ -147,13 +146,11 @@ func field(out []byte, length, offset int) []byte {
 	return binary.LittleEndian.AppendUint32(out, uint32(offset))
 }
 
-var errLogin = errors.New("the login is refused")
-
 // verify checks an AUTHENTICATE_MESSAGE (MS-NLMP 2.2.1.3 and 3.3.2) and returns the user's name: the NTLMv2 response,
 // the integrity code if there is one, and the TLS channel it is bound to if it is bound.
-func (o Options) verify(negotiate, challenge, message []byte) (string, error) {
+func (o Options) verify(negotiate, challenge, message []byte) (string, bool) {
 	if challenge == nil || len(message) < 64 {
-		return "", errLogin
+		return "", false
 	}
 	part := func(at int) []byte {
 		length, offset := int(binary.LittleEndian.Uint16(message[at:])), int(binary.LittleEndian.Uint32(message[at+4:]))
@@ -165,14 +162,14 @@ func (o Options) verify(negotiate, challenge, message []byte) (string, error) {
 	response, domain, user := part(20), narrow(part(28)), narrow(part(36))
 	password, known := o.password(user)
 	if !known || len(response) < 16+28 { // an NTLMv1 response is 24 bytes
-		return "", errLogin
+		return "", false
 	}
 	hash := md4.New()
 	hash.Write(wide(password))
 	key := sum(hash.Sum(nil), wide(strings.ToUpper(user)+domain))
 	proof, blob := response[:16], response[16:]
 	if !hmac.Equal(proof, sum(key, challenge[24:32], blob)) {
-		return "", errLogin
+		return "", false
 	}
 	pairs := map[uint16][]byte{}
 	for rest := blob[28:]; len(rest) >= 4; {
@@ -185,13 +182,13 @@ func (o Options) verify(negotiate, challenge, message []byte) (string, error) {
 	if flags := pairs[pairFlags]; len(flags) == 4 && flags[0]&flagMIC != 0 {
 		const at = 72 // of the code, behind the version
 		if len(message) < at+16 {
-			return "", errLogin
+			return "", false
 		}
 		session := sum(key, proof)
 		if binary.LittleEndian.Uint32(message[60:])&flagKeyExchange != 0 {
 			cipher, err := rc4.NewCipher(session)
 			if err != nil {
-				return "", err
+				return "", false
 			}
 			session = bytes.Clone(part(52))
 			cipher.XORKeyStream(session, session)
@@ -199,13 +196,13 @@ func (o Options) verify(negotiate, challenge, message []byte) (string, error) {
 		without := bytes.Clone(message)
 		clear(without[at : at+16])
 		if !hmac.Equal(message[at:at+16], sum(session, negotiate, challenge, without)) {
-			return "", errLogin
+			return "", false
 		}
 	}
 	if bound := pairs[pairBindings]; len(bound) == 16 && !bytes.Equal(bound, make([]byte, 16)) && !bytes.Equal(bound, bindings(o.Certificate)) {
-		return "", errLogin
+		return "", false
 	}
-	return user, nil
+	return user, true
 }
 
 // bindings is MD5 over the gss_channel_bindings_struct of tls-server-end-point (RFC 5929); our certificates are signed
