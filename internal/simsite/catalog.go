@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,6 +21,7 @@ const (
 	siteName        = "lab"
 	vcenterSecret   = "vcenter-lab"
 	loginSecret     = "linux-root"
+	windowsSecret   = "windows-admin"
 	provisioner     = "vmware"
 	catalogPreamble = "# Written by simsite: a catalog of the simulated site, for worker and starter (BERTH_CATALOG).\n# It is written anew at each start.\n"
 )
@@ -33,9 +35,17 @@ type catalogContent struct {
 }
 
 type catalogSite struct {
-	Name        string        `json:"name"`
-	Provisioner string        `json:"provisioner"`
-	VMware      catalogVMware `json:"vmware"`
+	Name        string         `json:"name"`
+	Provisioner string         `json:"provisioner"`
+	VMware      *catalogVMware `json:"vmware,omitempty"`
+	XCAT        *catalogXCAT   `json:"xcat,omitempty"`
+}
+
+type catalogXCAT struct {
+	Address    string `json:"address"`
+	CAFile     string `json:"ca_file"`
+	Credential string `json:"credential"`
+	Installs   int    `json:"installs,omitempty"`
 }
 
 type catalogVMware struct {
@@ -54,12 +64,18 @@ func (s *Site) WriteCatalog() error {
 	defer s.writing.Unlock()
 	c := catalogContent{
 		Secrets: map[string]map[string]string{vcenterSecret: {"file": passwordFile}, loginSecret: {"file": loginKeyFile}},
-		Sites: []catalogSite{{Name: siteName, Provisioner: provisioner, VMware: catalogVMware{URL: s.url, User: User, Credential: vcenterSecret,
+		Sites: []catalogSite{{Name: siteName, Provisioner: provisioner, VMware: &catalogVMware{URL: s.url, User: User, Credential: vcenterSecret,
 			Thumbprint: s.keep.thumbprint, Datacenter: datacenter, Clones: s.script.VCenter.Clones, ClonesPerHost: s.script.VCenter.ClonesPerHost}}},
 		Images: s.Images(),
 	}
+	if slices.ContainsFunc(c.Images, func(i reservation.Image) bool { return i.Control.Credential == windowsSecret }) {
+		c.Secrets[windowsSecret] = map[string]string{"file": windowsFile}
+	}
 	for i, computer := range s.Computers() {
 		c.Computers = append(c.Computers, s.noun(i, computer))
+	}
+	if s.metal != nil {
+		s.metal.toCatalog(&c, len(s.script.Images) == 0)
 	}
 	text, err := blockYAML(c)
 	if err != nil {
@@ -79,12 +95,18 @@ func (s *Site) Images() []reservation.Image {
 	}
 	var images []reservation.Image
 	for _, t := range s.script.Templates {
-		version, name := "12", "debian12"
+		os := linuxOS(t.Distribution)
+		control := reservation.Control{Channel: channelSSH, User: "root", Port: 22, Credential: loginSecret, HostKey: reservation.HostKeyHanded}
+		name := "debian12"
 		switch t.Distribution {
 		case guestos.Ubuntu2404:
-			version, name = "24.04", "ubuntu2404"
+			name = "ubuntu2404"
 		case guestos.Rocky9:
-			version, name = "9", "rocky9"
+			name = "rocky9"
+		}
+		if t.Windows != "" {
+			os.Family, os.Version, name = reservation.Windows, string(t.Windows), "windows"+string(t.Windows)
+			control = windowsControl(t)
 		}
 		if trimmed, ok := strings.CutSuffix(t.Name, "-template"); ok {
 			name = trimmed
@@ -94,9 +116,9 @@ func (s *Site) Images() []reservation.Image {
 			if n, err := strconv.Atoi(strings.TrimPrefix(snapshot, "r")); err == nil && n > 0 {
 				revision = n
 			}
-			images = append(images, reservation.Image{Name: name, Revision: revision, OS: reservation.OS{Family: reservation.Linux, Version: version, Architecture: "x86_64"},
+			images = append(images, reservation.Image{Name: name, Revision: revision, OS: os, Sysprep: t.Sysprep,
 				Sources:  map[string]map[string]string{provisioner: {"template": t.Name, "snapshot": snapshot, "clone": "linked"}},
-				Control:  reservation.Control{Channel: "ssh", User: "root", Port: 22, Credential: loginSecret, HostKey: reservation.HostKeyHanded},
+				Control:  control,
 				PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{"127.0.0.0/8"}}})
 		}
 	}
@@ -110,7 +132,21 @@ func (s *Site) Reservable(name string) (reservation.Computer, bool) {
 			return s.noun(i, c), true
 		}
 	}
+	if s.metal != nil && s.metal.nodes[name] != nil {
+		return s.metal.noun(name), true
+	}
 	return reservation.Computer{}, false
+}
+
+func linuxOS(d guestos.Distribution) reservation.OS {
+	os := reservation.OS{Family: reservation.Linux, Version: "12", Architecture: "x86_64"}
+	switch d {
+	case guestos.Ubuntu2404:
+		os.Version = "24.04"
+	case guestos.Rocky9:
+		os.Version = "9"
+	}
+	return os
 }
 
 func (s *Site) noun(i int, c Computer) reservation.Computer {

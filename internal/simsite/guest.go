@@ -1,10 +1,12 @@
 package simsite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -17,7 +19,28 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"berth/internal/simsite/guestos"
+	"berth/internal/simsite/winos"
 )
+
+// system is a guest's operating system: a *guestos.Machine or a *winos.Machine.
+type system interface {
+	BootID() string
+	Hostname() string
+	ReadFile(path string) ([]byte, error)
+	HostKey() (ssh.Signer, error)
+	SetHostKey(pem []byte) error
+	ForgetHostKey() error
+	Authorized(user string, key ssh.PublicKey) bool
+	Login(user, password string) bool
+	Run(ctx context.Context, line string, in io.Reader, out, errOut io.Writer, env []string) int
+}
+
+// image is what a template's disk holds: the one or the other.
+type image struct {
+	linux   *guestos.Image
+	windows *winos.Image
+	channel string // of a Windows: ssh or winrm
+}
 
 // load is one call that clones to a computer's name: it decides how the guest behaves.
 type load struct {
@@ -43,14 +66,15 @@ type guest struct {
 	name    string
 	ref     types.ManagedObjectReference
 	address string // "" when the VM's name is no computer of the site's: nobody can reach it
-	image   *guestos.Image
+	image   *image
 	load    *load
+	off     func() error // cuts its power from within
 
 	template, snapshot string
 	linked             bool
 
 	mu        sync.Mutex
-	machine   *guestos.Machine // nil before the first power-on
+	machine   system // nil before the first power-on
 	powered   bool
 	reset     bool // a reset is under way
 	wasCycled bool // it was powered off and on again
@@ -72,6 +96,7 @@ type boot struct {
 	cancel    context.CancelFunc
 
 	mu       sync.Mutex
+	address  string // where its port is to be open; "" is nowhere
 	listener net.Listener
 	conns    map[net.Conn]struct{}
 	opened   time.Time // its port
@@ -79,10 +104,11 @@ type boot struct {
 	banner   time.Time // the first connection
 	hung     chan struct{}
 	fault    string
+	winrm    *winrmService // nil before the first connection
 }
 
-func (s *Site) newGuest(name string, ref types.ManagedObjectReference, l *load, image *guestos.Image) *guest {
-	g := &guest{site: s, name: name, ref: ref, image: image, load: l}
+func (s *Site) newGuest(name string, ref types.ManagedObjectReference, l *load, image *image) *guest {
+	g := &guest{site: s, name: name, ref: ref, image: image, load: l, off: func() error { return s.vcenter.switchOff(ref) }}
 	s.mu.Lock()
 	if c, ok := s.computers[name]; ok {
 		g.address = c.Address
@@ -134,8 +160,7 @@ func (g *guest) powerOn(h hardware) {
 	}
 	b := g.load.boot(g.boots)
 	if g.machine == nil {
-		g.machine = guestos.New(guestos.Options{Image: g.image, Name: g.name, Interfaces: g.interfaces(h.macs), Offset: b.ClockOffset.Std(), Port: g.port(),
-			Hooks: guestos.Hooks{Reboot: func() { g.restart() }, PowerOff: func() { g.die(diesOff) }, CloudInit: g.cloudInit, Executing: g.executing}})
+		g.machine = g.install(b, h)
 	}
 	if h.hostKey != "" {
 		if err := g.machine.SetHostKey([]byte(h.hostKey)); err != nil {
@@ -143,6 +168,15 @@ func (g *guest) powerOn(h hardware) {
 		}
 	}
 	g.start(b, b.Late.Std())
+}
+
+// install puts the image onto the guest's disk.
+func (g *guest) install(b Behaviour, h hardware) system {
+	if g.image.windows != nil {
+		return g.installWindows(b, h)
+	}
+	return guestos.New(guestos.Options{Image: g.image.linux, Name: g.name, Interfaces: g.interfaces(h.macs), Offset: b.ClockOffset.Std(), Port: g.port(),
+		Hooks: guestos.Hooks{Reboot: func() { g.restart(0) }, PowerOff: func() { g.die(diesOff) }, CloudInit: g.cloudInit, Executing: g.executing}})
 }
 
 func (g *guest) port() int {
@@ -173,7 +207,10 @@ func (g *guest) interfaces(macs []string) []guestos.Interface {
 // start begins a boot whose port opens after a while. The guest's lock must be held.
 func (g *guest) start(b Behaviour, late time.Duration) {
 	ctx, cancel := context.WithCancel(g.site.ctx)
-	g.machine.Boot()
+	linux, isLinux := g.machine.(*guestos.Machine)
+	if isLinux {
+		linux.Boot()
+	}
 	if b.KeyChanges && g.boots > 0 {
 		_ = g.machine.ForgetHostKey()
 	}
@@ -184,7 +221,11 @@ func (g *guest) start(b Behaviour, late time.Duration) {
 	if silent || g.address == "" {
 		return
 	}
-	timer := time.AfterFunc(late, t.open)
+	begin := func() { t.open(g.address) }
+	if windows, ok := g.machine.(*winos.Machine); ok {
+		begin = func() { g.site.group.Go(func() { windows.Live(ctx) }) } // it says itself when its port opens
+	}
+	timer := time.AfterFunc(late, begin)
 	context.AfterFunc(ctx, func() { timer.Stop() })
 }
 
@@ -214,8 +255,8 @@ func (g *guest) destroy() {
 	g.site.count(g.name, func(c *Counts) { c.Destroys++ })
 }
 
-// restart reboots the guest from within. It returns at once.
-func (g *guest) restart() {
+// restart reboots the guest from within. It returns at once. It takes as long as the script says unless takes is given.
+func (g *guest) restart(takes time.Duration) {
 	g.site.group.Go(func() {
 		g.mu.Lock()
 		t := g.boot
@@ -232,11 +273,7 @@ func (g *guest) restart() {
 		g.rebooted++
 		g.site.count(g.name, func(c *Counts) { c.Reboots++ })
 		b := g.load.boot(g.boots)
-		takes := b.RebootTakes.Std()
-		if takes == 0 {
-			takes = 300 * time.Millisecond
-		}
-		g.start(b, takes)
+		g.start(b, cmp.Or(takes, b.RebootTakes.Std(), 300*time.Millisecond))
 	})
 }
 
@@ -253,7 +290,7 @@ func (g *guest) die(how string) {
 		return
 	}
 	g.site.group.Go(func() {
-		if err := g.site.vcenter.switchOff(g.ref); err != nil {
+		if err := g.off(); err != nil {
 			g.site.log.Debug().Str("computer", g.name).Err(err).Msg("a guest that died was off already")
 		}
 	})
@@ -294,32 +331,55 @@ func (g *guest) executing(_ context.Context, command string) bool {
 	return true
 }
 
-// open opens the port: from here on the guest answers.
-func (t *boot) open() {
+// open opens the port at an address: from here on the guest answers there, and nowhere else.
+func (t *boot) open(address string) {
+	t.shut()
+	t.mu.Lock()
+	t.address = address
+	t.mu.Unlock()
+	t.listen(address)
+}
+
+func (t *boot) listen(address string) {
 	g := t.guest
-	listener, err := (&net.ListenConfig{}).Listen(t.ctx, "tcp", g.address)
+	listener, err := (&net.ListenConfig{}).Listen(t.ctx, "tcp", address)
 	if err != nil {
 		if t.ctx.Err() != nil {
 			return
 		}
 		t.mu.Lock()
-		t.fault = err.Error()
+		wanted := t.address == address
+		if wanted {
+			t.fault = err.Error()
+		}
 		t.mu.Unlock()
+		if !wanted {
+			return
+		}
 		g.site.log.Warn().Str("computer", g.name).Err(err).Msg("the guest's port cannot be opened; trying again")
-		timer := time.AfterFunc(200*time.Millisecond, t.open)
+		timer := time.AfterFunc(200*time.Millisecond, func() { t.listen(address) })
 		context.AfterFunc(t.ctx, func() { timer.Stop() })
 		return
 	}
 	t.mu.Lock()
-	if t.ctx.Err() != nil {
+	if t.ctx.Err() != nil || t.address != address {
 		t.mu.Unlock()
 		listener.Close()
 		return
 	}
-	t.listener, t.opened, t.fault = listener, time.Now(), ""
+	first := t.opened.IsZero()
+	if first {
+		t.opened = time.Now()
+	}
+	t.listener, t.fault = listener, ""
 	t.mu.Unlock()
 	g.site.group.Go(func() { t.accept(listener) })
-	g.site.group.Go(func() { g.machineNow().StartUnits(t.ctx) })
+	if !first {
+		return
+	}
+	if linux, ok := g.machineNow().(*guestos.Machine); ok {
+		g.site.group.Go(func() { linux.StartUnits(t.ctx) })
+	}
 
 	after := func(d time.Duration, do func()) {
 		timer := time.AfterFunc(d, do)
@@ -334,17 +394,20 @@ func (t *boot) open() {
 		if d == 0 {
 			d = time.Second
 		}
-		after(d, g.restart)
+		after(d, func() { g.restart(0) })
 	} else if b.DiesAfter > 0 {
 		after(b.DiesAfter.Std(), func() { g.die(b.Dies) })
 	}
 }
 
-func (g *guest) machineNow() *guestos.Machine {
+func (g *guest) machineNow() system {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.machine == nil {
-		return guestos.New(guestos.Options{Image: g.image}) // it was destroyed this moment: whatever asks talks to an empty room
+		if g.image.windows != nil {
+			return winos.New(winos.Options{Image: *g.image.windows})
+		}
+		return guestos.New(guestos.Options{Image: g.image.linux}) // it was destroyed this moment: whatever asks talks to an empty room
 	}
 	return g.machine
 }
@@ -352,23 +415,36 @@ func (g *guest) machineNow() *guestos.Machine {
 // end closes the port and resets every connection. Connections go first: what the boot's end does to commands is nothing that
 // their clients could be told.
 func (t *boot) end() {
-	closeAll := func() {
-		t.mu.Lock()
-		listener := t.listener
-		t.listener = nil
-		conns := t.conns
-		t.conns = map[net.Conn]struct{}{}
-		t.mu.Unlock()
-		if listener != nil {
-			listener.Close()
-		}
-		for conn := range conns {
-			drop(conn)
-		}
-	}
-	closeAll()
+	t.shut()
 	t.cancel()
-	closeAll() // what came in between
+	t.shut() // what came in between
+	t.endWinRM()
+}
+
+// shut closes the port and resets every connection; the boot goes on.
+func (t *boot) shut() {
+	t.mu.Lock()
+	listener := t.listener
+	t.listener, t.address = nil, ""
+	conns := t.conns
+	t.conns = map[net.Conn]struct{}{}
+	t.mu.Unlock()
+	if listener != nil {
+		listener.Close()
+	}
+	for conn := range conns {
+		drop(conn)
+	}
+}
+
+// reset resets every connection, and the port stays open.
+func (t *boot) reset() {
+	t.mu.Lock()
+	conns := slices.Collect(maps.Keys(t.conns))
+	t.mu.Unlock()
+	for _, conn := range conns {
+		drop(conn)
+	}
 }
 
 // drop resets a connection: the peer gets an error, not an end.
@@ -409,7 +485,7 @@ func (t *boot) accept(listener net.Listener) {
 			return
 		}
 		t.mu.Lock()
-		if t.ctx.Err() != nil {
+		if t.ctx.Err() != nil || t.listener != listener {
 			t.mu.Unlock()
 			drop(conn)
 			return
@@ -489,26 +565,25 @@ func (t *boot) serve(conn net.Conn) {
 		<-t.ctx.Done()
 		return
 	}
+	if t.guest.image.channel == channelWinRM {
+		t.serveWinRM(conn)
+		return
+	}
 	machine := t.guest.machineNow()
 	signer, err := t.signer()
 	if err != nil {
 		t.guest.site.log.Error().Str("computer", t.guest.name).Err(err).Msg("no host key")
 		return
 	}
-	allowed := func() error {
-		t.mu.Lock()
-		opened := t.opened
-		t.mu.Unlock()
-		if b.Refuses == refusesLogins || time.Since(opened) < b.AuthLate.Std() {
-			return errors.New("not yet")
-		}
-		return nil
+	version := "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3"
+	if t.guest.image.windows != nil {
+		version = "SSH-2.0-OpenSSH_for_Windows_9.5"
 	}
 	config := &ssh.ServerConfig{
-		ServerVersion: "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3",
+		ServerVersion: version,
 		PublicKeyCallback: func(c ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-			if err := allowed(); err != nil {
-				return nil, err
+			if !t.lets() {
+				return nil, errors.New("not yet")
 			}
 			if !machine.Authorized(c.User(), key) {
 				return nil, errors.New("key not authorized")
@@ -516,10 +591,10 @@ func (t *boot) serve(conn net.Conn) {
 			return nil, nil
 		},
 		PasswordCallback: func(c ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
-			if err := allowed(); err != nil {
-				return nil, err
+			if !t.lets() {
+				return nil, errors.New("not yet")
 			}
-			if !machine.PasswordLogin(c.User()) || !machine.CheckPassword(c.User(), string(password)) {
+			if !machine.Login(c.User(), string(password)) {
 				return nil, errors.New("wrong password")
 			}
 			return nil, nil
@@ -532,12 +607,7 @@ func (t *boot) serve(conn net.Conn) {
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
-	t.mu.Lock()
-	if t.login.IsZero() {
-		t.login = time.Now()
-	}
-	t.mu.Unlock()
-	t.guest.site.count(t.guest.name, func(c *Counts) { c.Logins++ })
+	t.loggedIn()
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	go ssh.DiscardRequests(requests)
@@ -554,8 +624,24 @@ func (t *boot) serve(conn net.Conn) {
 	}
 }
 
+// lets says whether anybody may log in now.
+func (t *boot) lets() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.behaviour.Refuses != refusesLogins && time.Since(t.opened) >= t.behaviour.AuthLate.Std()
+}
+
+func (t *boot) loggedIn() {
+	t.mu.Lock()
+	if t.login.IsZero() {
+		t.login = time.Now()
+	}
+	t.mu.Unlock()
+	t.guest.site.count(t.guest.name, func(c *Counts) { c.Logins++ })
+}
+
 // session serves one session: environment, then a command or a shell.
-func (t *boot) session(conn *ssh.ServerConn, machine *guestos.Machine, ch ssh.Channel, requests <-chan *ssh.Request) {
+func (t *boot) session(conn *ssh.ServerConn, machine system, ch ssh.Channel, requests <-chan *ssh.Request) {
 	defer ch.Close()
 	remote, local := conn.RemoteAddr().(*net.TCPAddr), conn.LocalAddr().(*net.TCPAddr)
 	env := []string{fmt.Sprintf("SSH_CONNECTION=%s %d %s %d", remote.IP, remote.Port, local.IP, local.Port),
@@ -593,41 +679,48 @@ func (t *boot) session(conn *ssh.ServerConn, machine *guestos.Machine, ch ssh.Ch
 		t.guest.site.count(t.guest.name, func(c *Counts) { c.Commands++ })
 		_ = request.Reply(true, nil)
 		go ssh.DiscardRequests(requests)
-		status := t.run(machine, line, ch, env)
+		status := t.run(t.ctx, machine, line, ch, ch, ch.Stderr(), env)
 		t.guest.site.count(t.guest.name, func(c *Counts) { c.Finished++ })
 		_, _ = ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)})) //nolint:gosec // 0 to 255
 		return
 	}
 }
 
-// run runs one command line. It goes on when the client is lost, as it does under sshd, and ends with the boot.
-func (t *boot) run(machine *guestos.Machine, line string, ch ssh.Channel, env []string) int {
+// run runs one command line. It goes on when the client is lost, as it does under sshd, and ends with the boot, or with ctx.
+func (t *boot) run(ctx context.Context, machine system, line string, input io.Reader, out, errOut io.Writer, env []string) int {
 	const killed = 137
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(t.ctx, cancel)()
 	began := time.Now()
-	if text := t.behaviour.DiesIn; text != "" && strings.Contains(line, text) && !slices.Contains(guestos.Commands(), text) {
-		t.guest.die(t.behaviour.Dies)
-		<-t.ctx.Done()
-		return killed
+	if t.guest.image.linux != nil {
+		if text := t.behaviour.DiesIn; text != "" && strings.Contains(line, text) && !slices.Contains(guestos.Commands(), text) {
+			t.guest.die(t.behaviour.Dies)
+			<-t.ctx.Done()
+			return killed
+		}
+		// The interpreter reads its input from a file of the system's: a reader of ours would be drained ahead of the script.
+		in, feed, err := os.Pipe()
+		if err != nil {
+			return killed
+		}
+		defer in.Close()
+		stop := context.AfterFunc(ctx, func() { _ = in.Close() })
+		defer stop()
+		from := input
+		go func() {
+			_, _ = io.Copy(feed, from)
+			_ = feed.Close()
+		}()
+		input = in
 	}
-	// The interpreter reads its input from a file of the system's: a reader of ours would be drained ahead of the script.
-	in, feed, err := os.Pipe()
-	if err != nil {
-		return killed
-	}
-	defer in.Close()
-	stop := context.AfterFunc(t.ctx, func() { _ = in.Close() })
-	defer stop()
-	go func() {
-		_, _ = io.Copy(feed, ch)
-		_ = feed.Close()
-	}()
-	status := machine.Run(t.ctx, line, in, ch, ch.Stderr(), env)
+	status := machine.Run(ctx, line, input, out, errOut, env)
 	if d := t.behaviour.ExecTakes.Std() - time.Since(began); d > 0 {
 		timer := time.NewTimer(d)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
-		case <-t.ctx.Done():
+		case <-ctx.Done():
 			return killed
 		}
 	}

@@ -28,6 +28,7 @@ const (
 	catalogFile  = "catalog.yaml"
 	loginKeyFile = "keys/linux-root"
 	passwordFile = "secrets/vcenter-lab"
+	windowsFile  = "secrets/windows-admin"
 	certFile     = "tls/vcenter.pem"
 	certKeyFile  = "tls/vcenter-key.pem"
 )
@@ -37,6 +38,7 @@ type keep struct {
 	privateKey    []byte // that logs in to guests
 	authorizedKey string
 	password      string
+	windows       string // the password that logs in to Windows guests
 	certificate   tls.Certificate
 	thumbprint    string
 }
@@ -61,12 +63,14 @@ func openKeep(dir string) (*keep, error) {
 	if err := os.WriteFile(filepath.Join(dir, loginKeyFile+".pub"), []byte(k.authorizedKey+"\n"), 0o600); err != nil {
 		return nil, err
 	}
-	password, err := kept(filepath.Join(dir, passwordFile), func() ([]byte, error) { return []byte(rand.Text() + "\n"), nil })
-	if err != nil {
-		return nil, err
-	}
-	if k.password = strings.TrimRight(string(password), "\n"); k.password == "" {
-		return nil, fmt.Errorf("%s is empty: remove the file, and a new password is made", passwordFile)
+	for name, password := range map[string]*string{passwordFile: &k.password, windowsFile: &k.windows} {
+		text, err := kept(filepath.Join(dir, name), func() ([]byte, error) { return []byte(rand.Text() + "\n"), nil })
+		if err != nil {
+			return nil, err
+		}
+		if *password = strings.TrimRight(string(text), "\n"); *password == "" {
+			return nil, fmt.Errorf("%s is empty: remove the file, and a new password is made", name)
+		}
 	}
 	certKey, err := kept(filepath.Join(dir, certKeyFile), newCertificateKey)
 	if err != nil {

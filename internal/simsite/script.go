@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"berth/internal/simsite/guestos"
+	"berth/internal/simsite/winos"
 	"berth/reservation"
 )
 
@@ -56,6 +57,7 @@ type Script struct {
 	Templates []Template          `yaml:"templates" json:"templates"`
 	Images    []reservation.Image `yaml:"-" json:"images"` // for the catalog; none makes one of each template
 	Computers []Computer          `yaml:"computers" json:"computers"`
+	Metal     *Metal              `yaml:"xcat" json:"xcat,omitempty"` // an xCAT management node beside the vCenter
 }
 
 // VCenter is the vCenter's size and manner.
@@ -87,7 +89,10 @@ type Fault struct {
 // Template is a VM template, with one snapshot for each revision of what it holds.
 type Template struct {
 	Name         string               `yaml:"name" json:"name"`
-	Distribution guestos.Distribution `yaml:"distribution" json:"distribution"` // debian12, ubuntu2404 or rocky9
+	Distribution guestos.Distribution `yaml:"distribution" json:"distribution,omitempty"` // debian12, ubuntu2404 or rocky9
+	Windows      winos.Version        `yaml:"windows" json:"windows,omitempty"`           // instead: xp, 7, 2022 and so on
+	Sysprep      bool                 `yaml:"sysprep" json:"sysprep,omitempty"`           // of a Windows: its clones set themselves up first
+	Channel      string               `yaml:"channel" json:"channel,omitempty"`           // of a Windows: ssh (the default) or winrm
 	Snapshots    []string             `yaml:"snapshots" json:"snapshots"`
 	Without      []string             `yaml:"without" json:"without,omitempty"` // commands that its guests lack
 }
@@ -141,6 +146,10 @@ type Behaviour struct {
 	Dies           string   `yaml:"dies" json:"dies,omitempty"`            // how: off (the default: powered off) or hang
 	ExecTakes      Duration `yaml:"exec_takes" json:"exec_takes,omitzero"` // each command takes at least so long
 	ClockOffset    Duration `yaml:"clock_offset" json:"clock_offset,omitzero"`
+
+	// What only a Windows does. Of each clone the first boot's entry counts: a set-up goes on over boots.
+	Setup  []Stage `yaml:"setup" json:"setup,omitempty"`     // how its set-up after Sysprep goes; none: quick and well
+	CutsIn string  `yaml:"cuts_in" json:"cuts_in,omitempty"` // its connections are reset once, when this script has done its work
 }
 
 // over returns b with what base says where b says nothing.
@@ -299,6 +308,9 @@ func (s *Script) faults() []*ScriptError {
 			add(path, strconv.Itoa(n), "give 1 to 1000, or leave it out")
 		}
 	}
+	if s.Metal != nil {
+		all = append(all, s.Metal.faults("xcat.")...)
+	}
 	positive("vcenter.hosts", s.VCenter.Hosts)
 	positive("vcenter.datastores", s.VCenter.Datastores)
 	positive("vcenter.clones", s.VCenter.Clones)
@@ -326,7 +338,10 @@ func (s *Script) faults() []*ScriptError {
 			add(path+"name", t.Name, "use 1 to 63 of a-z, 0-9, '.' and '-'")
 		}
 		unique(path+"name", t.Name)
-		if !slices.Contains(guestos.Distributions(), t.Distribution) {
+		switch {
+		case t.Windows != "":
+			all = append(all, t.windowsFaults(path)...)
+		case !slices.Contains(guestos.Distributions(), t.Distribution):
 			add(path+"distribution", string(t.Distribution), fmt.Sprintf("use one of %v", guestos.Distributions()))
 		}
 		if len(t.Snapshots) == 0 {
@@ -391,6 +406,7 @@ func (b Behaviour) faults(path string) []*ScriptError {
 			all = append(all, &ScriptError{path + "." + name, d.String(), "give a duration up to 24h, such as 20s"})
 		}
 	}
+	all = append(all, b.windowsFaults(path)...)
 	for name, value := range map[string]string{"clone_fails": b.CloneFails, "power_on_fails": b.PowerOnFails} {
 		if value != "" && newFault(value) == nil {
 			all = append(all, &ScriptError{path + "." + name, value, "vSphere has no such fault: write a type's name, such as NoDiskSpace or InsufficientResourcesFault"})

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -15,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +23,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"berth/internal/simsite/guestos"
+	"berth/internal/simsite/winos"
 )
 
 // User is who logs in to the simulated vCenter.
@@ -59,9 +60,11 @@ type Counts struct {
 	Destroys    int `json:"destroys"`
 	Reboots     int `json:"reboots"`     // from within the guest
 	Connections int `json:"connections"` // to the guest's port
-	Logins      int `json:"logins"`      // by SSH that succeeded
-	Commands    int `json:"commands"`    // begun by SSH; counted before their clients hear of it
+	Logins      int `json:"logins"`      // by SSH or WinRM that succeeded
+	Commands    int `json:"commands"`    // begun; counted before their clients hear of it
 	Finished    int `json:"finished"`    // of these, those that have run to their end; likewise
+
+	Unknown int `json:"unknown,omitempty"` // commands and scripts that a Windows guest does not know
 }
 
 // Guest is how a computer's guest stands.
@@ -81,12 +84,14 @@ type Guest struct {
 	BootID    string `json:"boot_id,omitempty"`
 	Hostname  string `json:"hostname,omitempty"`
 	HostKey   string `json:"host_key,omitempty"` // fingerprint of the key on its disk
+	Setup     string `json:"setup,omitempty"`    // of a Windows: the state of its set-up
 	Fault     string `json:"fault,omitempty"`    // why its port is not open though it should be
 
 	PoweredOn  time.Time `json:"powered_on,omitzero"`  // this boot's begin
 	Opened     time.Time `json:"opened,omitzero"`      // when its port opened: from here on it answers
 	Connected  time.Time `json:"connected,omitzero"`   // the first connection of this boot
 	FirstLogin time.Time `json:"first_login,omitzero"` // the first login of this boot that succeeded
+	Completed  time.Time `json:"completed,omitzero"`   // of a Windows: when its set-up said that it is over
 }
 
 // Status is how the whole site stands.
@@ -110,6 +115,7 @@ type Site struct {
 	cancel        context.CancelFunc
 	group         group
 	vcenter       *vcenter
+	metal         *metal // nil if the script has no management node
 	servers       []*http.Server
 	url           string
 	control       string
@@ -208,6 +214,15 @@ func Start(ctx context.Context, o Options) (*Site, error) {
 	if s.vcenter, err = newVCenter(s.ctx, s, &s.script, User, s.keep.password); err != nil {
 		return nil, err
 	}
+	if s.script.Metal != nil {
+		base, err := nodeBase()
+		if err == nil {
+			err = s.startMetal(s.ctx, *s.script.Metal, base)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("xCAT management node: %w", err)
+		}
+	}
 	address, err := s.serve(listen, s.sdk(), &tls.Config{Certificates: []tls.Certificate{s.keep.certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 	if err != nil {
 		return nil, fmt.Errorf("vCenter: %w", err)
@@ -259,6 +274,19 @@ func guestBase(address string) (netip.AddrPort, error) {
 		}
 	}
 	return netip.AddrPort{}, errors.New("no address of 127.64.0.0/10 can be listened on: say where the guests may answer (guests: 127.0.0.1:22001)")
+}
+
+// nodeBase returns the address before that of the first physical node. Each node has one of its own, because a management
+// node knows its nodes by their addresses; sites that run side by side take theirs out of different networks.
+func nodeBase() (netip.Addr, error) {
+	for range 20 {
+		ip := netip.AddrFrom4([4]byte{127, byte(192 + rand.IntN(63)), byte(rand.IntN(256)), 0}) //nolint:gosec // no secret
+		if probe, err := net.Listen("tcp", netip.AddrPortFrom(ip.Next(), metalSSHPort).String()); err == nil {
+			probe.Close()
+			return ip, nil
+		}
+	}
+	return netip.Addr{}, errors.New("no address of 127.192.0.0/10 can be listened on")
 }
 
 // plain returns n computers that work.
@@ -453,6 +481,9 @@ func (s *Site) Thumbprint() string { return s.keep.thumbprint }
 // Password returns the password of User.
 func (s *Site) Password() string { return s.keep.password }
 
+// WindowsPassword returns the password of the administrator of Windows guests.
+func (s *Site) WindowsPassword() string { return s.keep.windows }
+
 // PrivateKey returns the key, as PEM, that logs in to the guests as root.
 func (s *Site) PrivateKey() []byte { return slices.Clone(s.keep.privateKey) }
 
@@ -496,7 +527,7 @@ func (s *Site) ResetCalls() {
 // Status returns how the site stands.
 func (s *Site) Status() Status {
 	st := Status{Guests: []Guest{}, Counts: map[string]Counts{}, Calls: s.Calls(), MostClones: s.vcenter.mostClones()}
-	for _, g := range s.vcenter.guests() {
+	for _, g := range s.guests() {
 		st.Guests = append(st.Guests, g.describe())
 	}
 	s.mu.Lock()
@@ -514,8 +545,17 @@ func (e *NoGuestError) Error() string {
 	return fmt.Sprintf("the site has no VM %q now: it was not cloned yet, or was destroyed", e.Name)
 }
 
+// guests returns the operating systems of all computers that have one.
+func (s *Site) guests() []*guest {
+	all := s.vcenter.guests()
+	if s.metal != nil {
+		all = append(all, s.metal.guests()...)
+	}
+	return all
+}
+
 func (s *Site) find(name string) (*guest, error) {
-	for _, g := range s.vcenter.guests() {
+	for _, g := range s.guests() {
 		if g.name == name {
 			return g, nil
 		}
@@ -523,7 +563,7 @@ func (s *Site) find(name string) (*guest, error) {
 	return nil, &NoGuestError{Name: name}
 }
 
-func (s *Site) findMachine(name string) (*guest, *guestos.Machine, error) {
+func (s *Site) findMachine(name string) (*guest, system, error) {
 	g, err := s.find(name)
 	if err != nil {
 		return nil, nil, err
@@ -556,9 +596,12 @@ func (g *guest) describe() Guest {
 	g.mu.Unlock()
 	if machine != nil {
 		d.Hostname = machine.Hostname()
-		if text, err := machine.ReadFile(guestos.HostKeyPath + ".pub"); err == nil {
-			if key, _, _, _, err := ssh.ParseAuthorizedKey(text); err == nil {
-				d.HostKey = ssh.FingerprintSHA256(key)
+		d.HostKey = fingerprint(machine)
+		if windows, ok := machine.(*winos.Machine); ok {
+			setup := windows.Setup()
+			d.Setup, d.Completed = setup.State, setup.Completed
+			if setup.Failed {
+				d.Setup += ", failed"
 			}
 		}
 	}
@@ -573,18 +616,58 @@ func (g *guest) describe() Guest {
 	return d
 }
 
-// Machine returns the guest's operating system: its files, firewall and passwords. Its error is a *NoGuestError, or says
-// that it was never powered on.
-func (s *Site) Machine(name string) (*guestos.Machine, error) {
-	_, machine, err := s.findMachine(name)
-	return machine, err
+// fingerprint returns the fingerprint of the host key on a guest's disk; "" when there is none yet.
+func fingerprint(machine system) string {
+	path := guestos.HostKeyPath
+	if _, ok := machine.(*winos.Machine); ok {
+		path = winos.HostKeyPath
+	}
+	text, err := machine.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	key, err := ssh.ParsePrivateKey(text)
+	if err != nil {
+		return ""
+	}
+	return ssh.FingerprintSHA256(key.PublicKey())
 }
 
-// ReadFile returns a file of a guest's disk.
-func (s *Site) ReadFile(name, path string) ([]byte, error) {
-	machine, err := s.Machine(name)
+// Machine returns a Linux guest's operating system: its files, firewall and passwords. Its error is a *NoGuestError, or
+// says that it was never powered on or is no Linux.
+func (s *Site) Machine(name string) (*guestos.Machine, error) {
+	_, machine, err := s.findMachine(name)
 	if err != nil {
 		return nil, err
+	}
+	linux, ok := machine.(*guestos.Machine)
+	if !ok {
+		return nil, fmt.Errorf("%s is a Windows guest: ask for it with Windows", name)
+	}
+	return linux, nil
+}
+
+// Windows returns a Windows guest's operating system, as Machine does.
+func (s *Site) Windows(name string) (*winos.Machine, error) {
+	_, machine, err := s.findMachine(name)
+	if err != nil {
+		return nil, err
+	}
+	windows, ok := machine.(*winos.Machine)
+	if !ok {
+		return nil, fmt.Errorf("%s is a Linux guest: ask for it with Machine", name)
+	}
+	return windows, nil
+}
+
+// ReadFile returns a file of a guest's disk. On a Windows guest /C:/folder/file is C:\folder\file.
+func (s *Site) ReadFile(name, path string) ([]byte, error) {
+	_, machine, err := s.findMachine(name)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := machine.(*winos.Machine); ok {
+		path = strings.ReplaceAll(strings.TrimPrefix(path, "/"), "/", `\`)
 	}
 	return machine.ReadFile(path)
 }
@@ -630,18 +713,13 @@ func (s *Site) Do(name, action string) error {
 	}
 	switch action {
 	case "reboot":
-		g.restart()
+		g.restart(0)
 	case "power-off":
-		return s.vcenter.switchOff(g.ref)
+		return g.off()
 	case "hang":
 		t.hang()
 	case "drop":
-		t.mu.Lock()
-		conns := slices.Collect(maps.Keys(t.conns))
-		t.mu.Unlock()
-		for _, conn := range conns {
-			drop(conn)
-		}
+		t.reset()
 	case "new-key":
 		return machine.ForgetHostKey()
 	default:

@@ -44,10 +44,10 @@ type vcenter struct {
 	calls    map[string]int
 	names    map[types.ManagedObjectReference]string
 	clones   map[types.ManagedObjectReference]*guest
-	images   map[types.ManagedObjectReference]*guestos.Image // by snapshot
-	kinds    map[types.ManagedObjectReference]string         // snapshots' names
-	cloning  map[string]bool                                 // names reserved by running clones
-	most     int                                             // clones that ran at once
+	images   map[types.ManagedObjectReference]*image // by snapshot
+	kinds    map[types.ManagedObjectReference]string // snapshots' names
+	cloning  map[string]bool                         // names reserved by running clones
+	most     int                                     // clones that ran at once
 	tasks    int
 	watching types.ManagedObjectReference
 }
@@ -55,7 +55,7 @@ type vcenter struct {
 // newVCenter makes the inventory. It is not served yet.
 func newVCenter(ctx context.Context, site *Site, script *Script, user, password string) (*vcenter, error) {
 	v := &vcenter{site: site, calls: map[string]int{}, names: map[types.ManagedObjectReference]string{}, clones: map[types.ManagedObjectReference]*guest{},
-		images: map[types.ManagedObjectReference]*guestos.Image{}, kinds: map[types.ManagedObjectReference]string{}, cloning: map[string]bool{},
+		images: map[types.ManagedObjectReference]*image{}, kinds: map[types.ManagedObjectReference]string{}, cloning: map[string]bool{},
 		delay: script.VCenter.APIDelay.Std(), watching: types.ManagedObjectReference{Type: "SimulatedSite", Value: "site"}}
 	for _, f := range script.VCenter.Faults {
 		v.addFault(f)
@@ -162,6 +162,9 @@ func (v *vcenter) template(ctx context.Context, client *vim25.Client, folder *ob
 	case guestos.Rocky9:
 		guestID = types.VirtualMachineGuestOsIdentifierRockylinux_64Guest
 	}
+	if t.Windows != "" {
+		guestID = windowsGuestID(t.Windows)
+	}
 	task, err := folder.CreateVM(ctx, types.VirtualMachineConfigSpec{Name: t.Name, GuestId: string(guestID), NumCPUs: 1, MemoryMB: 1024,
 		Files: &types.VirtualMachineFileInfo{VmPathName: "[LocalDS_0]"}, DeviceChange: changes}, pool, nil)
 	if err != nil {
@@ -173,7 +176,7 @@ func (v *vcenter) template(ctx context.Context, client *vim25.Client, folder *ob
 	}
 	vm := object.NewVirtualMachine(client, info.Result.(types.ManagedObjectReference))
 	for _, name := range t.Snapshots {
-		image, err := guestos.NewImage(guestos.ImageOptions{Distribution: t.Distribution, Revision: t.Name + " " + name, AuthorizedKeys: v.site.authorizedKey, Without: t.Without})
+		image, err := v.site.newImage(t, name)
 		if err != nil {
 			return err
 		}

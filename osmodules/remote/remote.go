@@ -1,4 +1,4 @@
-// Package remote holds what a control channel to a guest is. Each implementation has a folder of its own: ssh, and later
+// Package remote holds what a control channel to a guest is. Each implementation has a folder of its own: ssh and
 // winrm. Neither is known to any provisioner.
 package remote
 

@@ -223,6 +223,11 @@ func (m *Machine) CheckPassword(user, password string) bool {
 	return false
 }
 
+// Login says whether sshd lets a user in with a password.
+func (m *Machine) Login(user, password string) bool {
+	return m.PasswordLogin(user) && m.CheckPassword(user, password)
+}
+
 // hashPassword returns a field for /etc/shadow. It has the looks of SHA-512 crypt and is a single salted SHA-256: a
 // simulated guest's passwords need no protection from guessing.
 func hashPassword(password, salt string) string {

@@ -267,6 +267,20 @@ func (m *Manager) ArmByHand(node, osimage string) error {
 	return nil
 }
 
+// PowerOff cuts a node's power, as its system does when it is told to shut down.
+func (m *Manager) PowerOff(node string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodes[node]
+	if n == nil {
+		return fmt.Errorf("xcatmn: no node %q", node)
+	}
+	if n.on {
+		n.powerOff()
+	}
+	return nil
+}
+
 // History returns what has happened, a line each: commands with who gave them, and what the nodes did.
 func (m *Manager) History() []string {
 	m.mu.Lock()

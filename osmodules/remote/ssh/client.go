@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"path"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +15,8 @@ import (
 	xssh "golang.org/x/crypto/ssh"
 
 	"berth/osmodules/remote"
+	"berth/osmodules/remote/internal/output"
+	"berth/osmodules/remote/powershell"
 )
 
 // How a client logged in.
@@ -27,18 +28,19 @@ const (
 // Client is one authenticated connection. It implements remote.Channel. Commands may run side by side (sshd allows 10,
 // MaxSessions).
 type Client struct {
-	conn   xssh.Conn
-	pin    Pin
-	method string
-	output int
-	done   chan struct{}
-	close  sync.Once
-	mu     sync.Mutex
-	cause  error // why we closed it, if we did
+	conn    xssh.Conn
+	pin     Pin
+	method  string
+	windows bool
+	output  int
+	done    chan struct{}
+	close   sync.Once
+	mu      sync.Mutex
+	cause   error // why we closed it, if we did
 }
 
-func newClient(conn xssh.Conn, channels <-chan xssh.NewChannel, requests <-chan *xssh.Request, pin Pin, method string, options Options) *Client {
-	c := &Client{conn: conn, pin: pin, method: method, output: options.OutputLimit, done: make(chan struct{})}
+func newClient(conn xssh.Conn, channels <-chan xssh.NewChannel, requests <-chan *xssh.Request, pin Pin, method string, windows bool, options Options) *Client {
+	c := &Client{conn: conn, pin: pin, method: method, windows: windows, output: options.OutputLimit, done: make(chan struct{})}
 	go c.serve(channels, requests)
 	if options.KeepaliveInterval > 0 {
 		go c.keepalive(options.KeepaliveInterval, options.KeepaliveCount)
@@ -150,7 +152,7 @@ func (c *Client) keepalive(interval time.Duration, count int) {
 //
 // Of each stream the first and the last half of the output limit are kept; a line in between says how much is missing.
 func (c *Client) Run(ctx context.Context, command remote.Command) (remote.Result, error) {
-	name := brief(command.Line)
+	name := output.Brief(command.Line)
 	if command.Limit <= 0 {
 		return remote.Result{}, fmt.Errorf("%s has no limit: give Command.Limit", name)
 	}
@@ -159,7 +161,7 @@ func (c *Client) Run(ctx context.Context, command remote.Command) (remote.Result
 	}
 	limit := time.NewTimer(command.Limit)
 	defer limit.Stop()
-	e := &execution{stdout: bounded{limit: c.output}, stderr: bounded{limit: c.output}}
+	e := &execution{stdout: output.Bounded{Limit: c.output}, stderr: output.Bounded{Limit: c.output}}
 	ended := make(chan error, 1)
 	go func() { ended <- e.run(c.conn, command) }()
 	select {
@@ -208,8 +210,8 @@ type execution struct {
 	mu      sync.Mutex
 	session *xssh.Session
 	killed  bool
-	stdout  bounded
-	stderr  bounded
+	stdout  output.Bounded
+	stderr  output.Bounded
 }
 
 func (e *execution) run(conn xssh.Conn, command remote.Command) error {
@@ -263,61 +265,6 @@ func (e *execution) result(exit int) remote.Result {
 	return remote.Result{Stdout: e.stdout.Bytes(), Stderr: e.stderr.Bytes(), Exit: exit}
 }
 
-// bounded keeps the first and the last half of limit of what is written to it.
-type bounded struct {
-	mu      sync.Mutex
-	limit   int
-	head    []byte
-	tail    []byte
-	dropped int
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	n := len(p)
-	half := b.limit / 2
-	if room := half - len(b.head); room > 0 {
-		take := min(room, len(p))
-		b.head = append(b.head, p[:take]...)
-		p = p[take:]
-	}
-	b.tail = append(b.tail, p...)
-	if over := len(b.tail) - half; over > half {
-		b.dropped += over
-		b.tail = append(b.tail[:0], b.tail[over:]...)
-	}
-	return n, nil
-}
-
-// Bytes returns what was kept, at most limit and the line that marks the gap.
-func (b *bounded) Bytes() []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	tail, dropped := b.tail, b.dropped
-	if over := len(tail) - b.limit/2; over > 0 {
-		tail, dropped = tail[over:], dropped+over
-	}
-	if dropped == 0 {
-		return append(bytes.Clone(b.head), tail...)
-	}
-	mark := fmt.Sprintf("\n[... %d bytes left out ...]\n", dropped)
-	return append(append(bytes.Clone(b.head), mark...), tail...)
-}
-
-// brief returns a command's first words, for error messages.
-func brief(line string) string {
-	const longest = 60
-	first, _, more := strings.Cut(strings.TrimSpace(line), "\n")
-	if len(first) > longest {
-		first, more = first[:longest], true
-	}
-	if more {
-		first += " ..."
-	}
-	return strconv.Quote(first)
-}
-
 // copyScript writes its input to a file in one piece. The first three lines of its input are the content's size in
 // bytes, the file's mode in octal and its path; a connection cut in the middle leaves the old file, for the size does
 // not match then.
@@ -340,8 +287,11 @@ chmod "$mode" "$temporary" && mv -f "$temporary" "$path"
 const CopyLimit = 30 * time.Second
 
 // Copy writes a file in one piece: the content goes to a new file beside it, which takes its name when it is whole. The
-// folder must be there. Size, mode and path travel as input, never as part of a command.
+// folder must be there. Size, mode and path travel as input, never as part of a command. On Windows see powershell.Copy.
 func (c *Client) Copy(ctx context.Context, file remote.File) error {
+	if c.windows {
+		return powershell.Copy(ctx, c, file)
+	}
 	if !path.IsAbs(file.Path) || strings.ContainsAny(file.Path, "\n\r\x00") || path.Clean(file.Path) != file.Path {
 		return fmt.Errorf("path %q to copy to is not a clean absolute path", file.Path)
 	}

@@ -82,6 +82,7 @@ type Target struct {
 	User       string
 	Credential string // the name of the secret
 	Pin        Pin    // the host key that must be shown; zero: any, reported to Shown
+	Windows    bool   // Copy writes files as Windows does it, through PowerShell
 
 	// Reached, if not nil, is told each rung as it begins, from the dial's own goroutines, one after the other.
 	Reached func(Rung)
@@ -202,7 +203,7 @@ func (d *Dialer) dial(ctx context.Context, target Target, algorithms []string) (
 		return nil, at.failed(ctx, err)
 	}
 	conn.SetDeadline(time.Time{})
-	return newClient(inner, channels, requests, *at.shown.Load(), at.method, d.options), nil
+	return newClient(inner, channels, requests, *at.shown.Load(), at.method, target.Windows, d.options), nil
 }
 
 // ascent is one dial's way up.

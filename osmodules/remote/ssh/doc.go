@@ -15,7 +15,8 @@
 //
 // Run sends a constant line of the caller's and the caller's standard input. Copy sends a constant script of this
 // package; the file's size, mode and path are the first three lines of its standard input, and the content follows. So
-// nothing but constants is ever parsed by the guest's shell.
+// nothing but constants is ever parsed by the guest's shell. To a Windows guest (Target.Windows, with Win32-OpenSSH or
+// Cygwin's sshd) a file goes through a PowerShell script in the same way: see package powershell.
 //
 // # Algorithms
 //

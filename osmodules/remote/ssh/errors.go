@@ -2,28 +2,27 @@ package ssh
 
 import (
 	"fmt"
+
+	"berth/osmodules/remote"
 )
 
-// Rung is a step of a connection's way up.
-type Rung string
+// What all channels share.
+type (
+	Rung            = remote.Rung
+	RungError       = remote.RungError
+	AuthError       = remote.AuthError
+	CredentialError = remote.CredentialError
+	LostError       = remote.LostError
+	Credential      = remote.Credential
+)
 
 // The rungs, in order.
 const (
-	RungTCP            Rung = "tcp"            // the TCP connection
-	RungBanner         Rung = "ssh banner"     // the server's version line
-	RungHandshake      Rung = "handshake"      // key exchange, and the host key
-	RungAuthentication Rung = "authentication" // we prove who we are
+	RungTCP                 = remote.RungTCP
+	RungBanner         Rung = "ssh banner" // the server's version line
+	RungHandshake           = remote.RungHandshake
+	RungAuthentication      = remote.RungAuthentication
 )
-
-// RungError says on which rung a connection failed.
-type RungError struct {
-	Rung Rung
-	Err  error
-}
-
-func (e *RungError) Error() string { return string(e.Rung) + ": " + e.Err.Error() }
-
-func (e *RungError) Unwrap() error { return e.Err }
 
 // HostKeyError says that a server showed another host key than the pinned one. Both are fingerprints, with the key's
 // type in front where it is known.
@@ -35,39 +34,3 @@ type HostKeyError struct {
 func (e *HostKeyError) Error() string {
 	return fmt.Sprintf("the host key is %s, and %s is pinned", e.Got, e.Want)
 }
-
-// AuthError says that the server refused us. It may accept us later: a guest that boots may not have its keys yet.
-type AuthError struct {
-	User string
-	Err  error
-}
-
-func (e *AuthError) Error() string {
-	return fmt.Sprintf("authentication as %s refused: %s", e.User, e.Err)
-}
-
-func (e *AuthError) Unwrap() error { return e.Err }
-
-// CredentialError says that the worker has no usable secret of that name. It is a fault of ours, not of the guest.
-type CredentialError struct {
-	Name string
-	Err  error
-}
-
-func (e *CredentialError) Error() string {
-	return fmt.Sprintf("credential %q: %s", e.Name, e.Err)
-}
-
-func (e *CredentialError) Unwrap() error { return e.Err }
-
-// LostError says that the connection was lost before a command had ended: whether the command ran is not known.
-type LostError struct {
-	Command string
-	Err     error
-}
-
-func (e *LostError) Error() string {
-	return fmt.Sprintf("the connection was lost during %s: %s", e.Command, e.Err)
-}
-
-func (e *LostError) Unwrap() error { return e.Err }

@@ -25,6 +25,7 @@ import (
 	xssh "golang.org/x/crypto/ssh"
 
 	"berth/osmodules/remote"
+	"berth/osmodules/remote/powershell"
 	"berth/osmodules/remote/ssh"
 	"berth/osmodules/remote/ssh/sshtest"
 )
@@ -448,4 +449,34 @@ func TestCopyRefusesWhatItCannotWriteSafely(t *testing.T) {
 		require.Error(t, client.Copy(t.Context(), file), file.Path)
 	}
 	require.ErrorContains(t, client.Copy(t.Context(), remote.File{Path: "/no/such/folder/file", Mode: 0o600}), "exit code")
+}
+
+func TestACopyToAWindowsGuestGoesThroughPowerShell(t *testing.T) {
+	g := newGuest(t)
+	var line string
+	var got powershell.Invocation
+	g.Change(func(s *sshtest.Script) {
+		s.Exec = func(session sshtest.Session) int {
+			var err error
+			line = session.Line
+			// It reads no further than to the closing line, and no end of file is needed.
+			if got, err = powershell.ReadInput(session.Stdin); err != nil {
+				return powershell.ExitCut
+			}
+			io.WriteString(session.Stdout, "noise\r\nberth:{\"result\":\"done\"}\r\n")
+			return 0
+		}
+	})
+	target := g.target()
+	target.Windows = true
+	client, err := g.dialer(ssh.Options{}).Dial(t.Context(), target)
+	require.NoError(t, err)
+	defer client.Close()
+	content := bytes.Repeat([]byte("\x00\xff\r\n some bytes"), 300_000) // 4 MB
+	require.NoError(t, client.Copy(t.Context(), remote.File{Path: `C:\Berth\file.bin`, Mode: 0o600, Content: content}))
+	require.Equal(t, powershell.Line(), line)
+	require.Equal(t, powershell.CopyScript(), got.Script)
+	require.Equal(t, map[string]string{"Path": `C:\Berth\file.bin`}, got.Values)
+	require.True(t, bytes.Equal(content, got.Data))
+	require.ErrorContains(t, client.Copy(t.Context(), remote.File{Path: "/etc/motd", Content: content}), "/etc/motd")
 }

@@ -1,0 +1,208 @@
+package simsite
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"berth/internal/simsite/guestos"
+	"berth/internal/simsite/xcatmn"
+	"berth/reservation"
+)
+
+// The names of the xCAT management node in the catalog, and its files in the site's folder.
+const (
+	metalSite        = "metal"
+	metalProvisioner = "xcat"
+	metalSecret      = "xcat-metal"
+	metalCA          = "tls/xcat-ca.pem"
+	metalCertificate = "secrets/xcat-metal.pem"
+	metalUser        = "berth" // the name in our certificate
+	metalSSHPort     = 22001   // of every node, at an address of its own
+)
+
+// Metal is an xCAT management node with its nodes. Its times are a machine room's, divided by Speed.
+type Metal struct {
+	Speed    float64   `yaml:"speed" json:"speed,omitempty"` // 0 is 60: an install then takes about ten seconds
+	Installs int       `yaml:"installs" json:"installs,omitempty"`
+	OSImages []OSImage `yaml:"osimages" json:"osimages"`
+	Nodes    []Node    `yaml:"nodes" json:"nodes"`
+}
+
+// OSImage is what a management node can install.
+type OSImage struct {
+	Name         string               `yaml:"name" json:"name"`                 // xCAT's: os-arch-provmethod-profile
+	Image        string               `yaml:"image" json:"image"`               // the catalog's image of it, if the script has no images
+	Distribution guestos.Distribution `yaml:"distribution" json:"distribution"` // what its nodes run
+}
+
+// Node is a physical node: how it loads, and how its system behaves. Behaviours count from its n-th install or boot.
+type Node struct {
+	Name       string      `yaml:"name" json:"name"`
+	Mode       xcatmn.Mode `yaml:"mode" json:"mode,omitempty"` // "" works
+	Behaviours `yaml:",inline"`
+}
+
+// metal is a running management node and the systems of its nodes.
+type metal struct {
+	site    *Site
+	script  Metal
+	manager *xcatmn.Manager
+	images  map[string]*image // by osimage
+	nodes   map[string]*node
+}
+
+// node is one physical node: what its last install has put on its disk.
+type node struct {
+	Node
+	address  string
+	installs int // that have been there when its system was made
+	guest    *guest
+}
+
+func (m Metal) faults(path string) []*ScriptError {
+	var all []*ScriptError
+	if m.Speed < 0 {
+		all = append(all, &ScriptError{path + "speed", fmt.Sprint(m.Speed), "give a factor above 0, or leave it out"})
+	}
+	if len(m.OSImages) == 0 {
+		all = append(all, &ScriptError{path + "osimages", "", "give one at least"})
+	}
+	for i, image := range m.OSImages {
+		at := fmt.Sprintf("%sosimages[%d].", path, i)
+		if !slices.Contains(guestos.Distributions(), image.Distribution) {
+			all = append(all, &ScriptError{at + "distribution", string(image.Distribution), fmt.Sprintf("use one of %v", guestos.Distributions())})
+		}
+		if image.Image != "" && reservation.CheckName("", image.Image) != nil {
+			all = append(all, &ScriptError{at + "image", image.Image, "give an image's name, in lower case"})
+		}
+	}
+	names := map[string]bool{}
+	for i, n := range m.Nodes {
+		at := fmt.Sprintf("%snodes[%d].", path, i)
+		if reservation.CheckName("", n.Name) != nil || names[n.Name] {
+			all = append(all, &ScriptError{at + "name", n.Name, "give each node a name of its own, in lower case"})
+		}
+		names[n.Name] = true
+		if n.Mode != "" && !slices.Contains(xcatmn.Modes(), n.Mode) {
+			all = append(all, &ScriptError{at + "mode", string(n.Mode), fmt.Sprintf("use one of %v", xcatmn.Modes())})
+		}
+		all = append(all, n.Behaviours.faults(at)...)
+	}
+	return all
+}
+
+// startMetal starts the script's management node. base is an address of the site's: the nodes get the ones after it.
+func (s *Site) startMetal(ctx context.Context, script Metal, base netip.Addr) error {
+	m := &metal{site: s, script: script, images: map[string]*image{}, nodes: map[string]*node{}}
+	options := xcatmn.Options{Speed: cmp.Or(script.Speed, 60), Policy: []xcatmn.Row{{CN: metalUser}}}
+	for _, one := range script.OSImages {
+		options.OSImages = append(options.OSImages, one.Name)
+		linux, err := guestos.NewImage(guestos.ImageOptions{Distribution: one.Distribution, Revision: one.Name, AuthorizedKeys: s.authorizedKey})
+		if err != nil {
+			return err
+		}
+		m.images[one.Name] = &image{linux: linux}
+	}
+	for _, one := range script.Nodes {
+		base = base.Next()
+		n := &node{Node: one, address: base.String()}
+		m.nodes[one.Name] = n
+		options.Nodes = append(options.Nodes, xcatmn.Node{Name: one.Name, Address: n.address, Mode: one.Mode, MAC: m.mac(n),
+			OS: func(osimage string) func() { return m.boot(n, osimage) }})
+	}
+	s.metal = m // before any node can boot
+	manager, err := xcatmn.Start(ctx, options)
+	if err != nil {
+		return err
+	}
+	m.manager = manager
+	certificate, err := manager.ClientCertificate(metalUser)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(s.dir, metalCA), manager.CA, 0o600),
+		os.WriteFile(filepath.Join(s.dir, metalCertificate), certificate, 0o600),
+	)
+}
+
+func (m *metal) mac(n *node) string {
+	ip := netip.MustParseAddr(n.address).As4()
+	return fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", ip[0], ip[1], ip[2], ip[3])
+}
+
+// boot starts what is on a node's disk and returns what cuts its power. Each install makes a system of its own.
+func (m *metal) boot(n *node, osimage string) (stop func()) {
+	installs := m.manager.Counts(n.Name).Installs
+	s := m.site
+	s.mu.Lock()
+	g := n.guest
+	if g == nil || installs != n.installs {
+		number := s.loads[n.Name]
+		s.loads[n.Name]++
+		g = &guest{site: s, name: n.Name, address: netip.AddrPortFrom(netip.MustParseAddr(n.address), metalSSHPort).String(), image: m.images[osimage],
+			load: &load{number: number, behaviours: n.Behaviours, defaults: s.script.Defaults},
+			off:  func() error { return m.manager.PowerOff(n.Name) }}
+		n.guest, n.installs = g, installs
+	}
+	s.mu.Unlock()
+	g.powerOn(hardware{macs: []string{m.mac(n)}})
+	return g.powerOff
+}
+
+// guests returns the systems on the nodes' disks.
+func (m *metal) guests() []*guest {
+	m.site.mu.Lock()
+	defer m.site.mu.Unlock()
+	var all []*guest
+	for _, one := range m.script.Nodes {
+		if g := m.nodes[one.Name].guest; g != nil {
+			all = append(all, g)
+		}
+	}
+	return all
+}
+
+// Metal returns the site's management node, to look at it and to meddle with it; nil if the script has none.
+func (s *Site) Metal() *xcatmn.Manager {
+	if s.metal == nil {
+		return nil
+	}
+	return s.metal.manager
+}
+
+// toCatalog adds the management node, its images and its nodes.
+func (m *metal) toCatalog(c *catalogContent, images bool) {
+	c.Secrets[metalSecret] = map[string]string{"file": metalCertificate}
+	c.Sites = append(c.Sites, catalogSite{Name: metalSite, Provisioner: metalProvisioner,
+		XCAT: &catalogXCAT{Address: m.manager.Address, CAFile: metalCA, Credential: metalSecret, Installs: m.script.Installs}})
+	if images {
+		for _, one := range m.script.OSImages {
+			if one.Image != "" {
+				c.Images = append(c.Images, m.catalogImage(one))
+			}
+		}
+	}
+	for _, one := range m.script.Nodes {
+		c.Computers = append(c.Computers, m.noun(one.Name))
+	}
+}
+
+func (m *metal) catalogImage(one OSImage) reservation.Image {
+	return reservation.Image{Name: one.Image, Revision: 1, OS: linuxOS(one.Distribution),
+		Sources:  map[string]map[string]string{metalProvisioner: {"osimage": one.Name}},
+		Control:  reservation.Control{Channel: channelSSH, User: "root", Port: metalSSHPort, Credential: loginSecret, HostKey: reservation.HostKeyFirst},
+		PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{"127.0.0.0/8"}}}
+}
+
+func (m *metal) noun(name string) reservation.Computer {
+	n := m.nodes[name]
+	return reservation.Computer{Name: name, Provisioner: metalProvisioner, Site: metalSite, Hardware: reservation.Physical,
+		Address: netip.AddrPortFrom(netip.MustParseAddr(n.address), metalSSHPort).String(), MACs: []string{m.mac(n)}}
+}
