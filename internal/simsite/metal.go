@@ -169,6 +169,14 @@ func (m *metal) guests() []*guest {
 	return all
 }
 
+func (m *metal) status() *MetalStatus {
+	status := &MetalStatus{MostArmed: m.manager.MostArmed(), Nodes: map[string]NodeStatus{}}
+	for name := range m.nodes {
+		status.Nodes[name] = NodeStatus{m.manager.State(name), m.manager.Counts(name)}
+	}
+	return status
+}
+
 // Metal returns the site's management node, to look at it and to meddle with it; nil if the script has none.
 func (s *Site) Metal() *xcatmn.Manager {
 	if s.metal == nil {

@@ -24,6 +24,7 @@ import (
 
 	"berth/internal/simsite/guestos"
 	"berth/internal/simsite/winos"
+	"berth/internal/simsite/xcatmn"
 )
 
 // User is who logs in to the simulated vCenter.
@@ -101,6 +102,20 @@ type Status struct {
 	Calls  map[string]int    `json:"calls"`  // of the vSphere API, by method
 	// MostClones is how many clones have run at once so far, at most.
 	MostClones int `json:"most_clones"`
+	// Metal is the xCAT management node; nil if there is none.
+	Metal *MetalStatus `json:"xcat,omitempty"`
+}
+
+// MetalStatus is how a management node stands.
+type MetalStatus struct {
+	MostArmed int                   `json:"most_armed"` // nodes that were armed at once so far, at most
+	Nodes     map[string]NodeStatus `json:"nodes"`
+}
+
+// NodeStatus is how a physical node stands, and what happened to it.
+type NodeStatus struct {
+	xcatmn.State
+	xcatmn.Counts
 }
 
 // Site is a simulated site that runs. It is safe for concurrent use.
@@ -454,6 +469,9 @@ func (s *Site) Stop() {
 	if s.vcenter != nil {
 		s.vcenter.close()
 	}
+	if m := s.Metal(); m != nil {
+		m.Close()
+	}
 	if s.temporary {
 		_ = os.RemoveAll(s.dir)
 	}
@@ -529,6 +547,9 @@ func (s *Site) Status() Status {
 	st := Status{Guests: []Guest{}, Counts: map[string]Counts{}, Calls: s.Calls(), MostClones: s.vcenter.mostClones()}
 	for _, g := range s.guests() {
 		st.Guests = append(st.Guests, g.describe())
+	}
+	if s.metal != nil {
+		st.Metal = s.metal.status()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

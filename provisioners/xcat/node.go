@@ -104,10 +104,8 @@ func (m *Module) open(request provisioners.Request, report reservation.Reporter)
 	if err := m.ValidateSource(source); err != nil {
 		return nil, reservation.Fail("image "+request.Reservation.Image.String()+" cannot be loaded", err)
 	}
-	var minutes int
-	_, _ = fmt.Sscan(source[sourceExpected], &minutes) // it is a number or empty: ValidateSource
 	n := &node{management: mn, request: request, report: report, node: computer.Placement[placeNode], osimage: source[sourceOSImage],
-		uefi: computer.Placement[placeFirmware] == "uefi", limits: m.limits.of(request.Mark.Attempt, time.Duration(minutes)*time.Minute)}
+		uefi: computer.Placement[placeFirmware] == "uefi", limits: m.limits.of(request.Mark.Attempt, source)}
 	if n.node == "" {
 		n.node = computer.Name
 	}

@@ -112,13 +112,26 @@ func (l Limits) orDefault() Limits {
 	return l
 }
 
-// of returns the limits of an attempt at an image.
-func (l Limits) of(attempt int, expected time.Duration) Limits {
+// of returns the limits of an attempt at an image, whose source has been validated.
+func (l Limits) of(attempt int, source map[string]string) Limits {
+	var minutes int
+	_, _ = fmt.Sscan(source[sourceExpected], &minutes)
+	expected := time.Duration(minutes) * time.Minute
+	l.NoProgress = max(l.NoProgress, expected)
+	for key, mine := range map[string][]*time.Duration{
+		sourceStart: {&l.Start}, sourceNoProgress: {&l.NoProgress}, sourcePoll: {&l.PollStart, &l.PollInstall},
+	} {
+		if d, err := durationOf(source[key]); err == nil && d > 0 {
+			for _, one := range mine {
+				*one = d
+			}
+		}
+	}
 	stretch := func(d time.Duration) time.Duration {
 		return reservation.Limits{Load: reservation.Duration(d)}.Stretched(attempt).Load.Std()
 	}
 	l.Start = stretch(l.Start)
-	l.NoProgress = stretch(max(l.NoProgress, expected))
+	l.NoProgress = stretch(l.NoProgress)
 	l.Overall = stretch(max(l.Overall, 2*expected))
 	return l
 }
@@ -260,6 +273,9 @@ func (m *Module) site(computer reservation.Computer) (*management, error) {
 const (
 	sourceOSImage    = "osimage"          // xCAT's name of what is installed
 	sourceExpected   = "expected_minutes" // how long an install takes; "" is at most 10
+	sourceStart      = "start_limit"      // in place of Limits.Start, such as 15m
+	sourceNoProgress = "no_progress"      // in place of Limits.NoProgress and the expected minutes
+	sourcePoll       = "poll"             // in place of Limits.PollStart and Limits.PollInstall
 	sourceKnownHosts = "known_hosts"      // what is done to the management node's: "" nothing, hostKeysOwn or hostKeysShared
 
 	hostKeysOwn    = "own"    // the image has keys of its own: they are scanned on the management node
@@ -278,7 +294,7 @@ const maxExpected = 24 * 60
 // ValidateSource is part of provisioners.Validator.
 func (m *Module) ValidateSource(source map[string]string) error {
 	const field = "image.sources." + Type
-	faults := known(field, source, sourceOSImage, sourceExpected, sourceKnownHosts)
+	faults := known(field, source, sourceOSImage, sourceExpected, sourceStart, sourceNoProgress, sourcePoll, sourceKnownHosts)
 	fault := func(key, remedy string) {
 		faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: source[key], Remedy: remedy})
 	}
@@ -290,12 +306,29 @@ func (m *Module) ValidateSource(source map[string]string) error {
 			fault(sourceExpected, fmt.Sprintf("give how many minutes an install takes, 1 to %d, or leave it out", maxExpected))
 		}
 	}
+	for _, key := range []string{sourceStart, sourceNoProgress, sourcePoll} {
+		if _, err := durationOf(source[key]); err != nil {
+			fault(key, "give a duration from 1s to 24h, such as 15m, or leave it out")
+		}
+	}
 	switch source[sourceKnownHosts] {
 	case "", hostKeysOwn, hostKeysShared:
 	default:
 		fault(sourceKnownHosts, "write "+hostKeysOwn+" or "+hostKeysShared+", or leave it out: the management node's known_hosts is then not touched")
 	}
 	return errors.Join(faults...)
+}
+
+// durationOf reads a duration of an image's source; "" is 0.
+func durationOf(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err == nil && (d < time.Second || d > 24*time.Hour) {
+		err = errors.New("out of range")
+	}
+	return d, err
 }
 
 // ValidatePlacement is part of provisioners.Validator.

@@ -51,7 +51,9 @@ func contents(text string) element {
 // run runs a command.
 func (m *Manager) run(ctx context.Context, r request, write func(response)) {
 	m.mu.Lock()
-	m.note("%s (%s)", r, r.cn)
+	if r.changes() {
+		m.note("%s (%s)", r, r.cn)
+	}
 	allowed := m.allowed(r)
 	nodes, unknown := m.nodeRange(r.Nodes)
 	slow := slices.ContainsFunc(nodes, func(n *machine) bool { return n.Mode == Slow }) || m.about(r) != nil && m.about(r).Mode == Slow
@@ -88,6 +90,17 @@ func (m *Manager) run(ctx context.Context, r request, write func(response)) {
 		}
 		write(end(r))
 	}
+}
+
+// changes says whether a command is none that merely reads.
+func (r request) changes() bool {
+	switch r.Command {
+	case "rpower", "rsetboot", "nodeset":
+		return !slices.Equal(r.Args, []string{"stat"})
+	case "lsdef", "tabdump", "nodels", "nodestat", "authcheck":
+		return false
+	}
+	return true
 }
 
 // nodeRange returns the nodes of a noderange, all for none, and the names that are no node's. The lock is held.

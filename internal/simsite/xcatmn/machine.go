@@ -102,6 +102,11 @@ func (n *machine) powerOn() {
 		n.counts.PowerOns++
 		n.say("power on")
 	}
+	n.begin()
+}
+
+// begin starts what a node does when its power comes. The lock is held.
+func (n *machine) begin() {
 	n.on = true
 	n.halt()
 	ctx, stop := context.WithCancel(n.manager.ctx)

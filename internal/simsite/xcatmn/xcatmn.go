@@ -57,6 +57,8 @@ type Node struct {
 	NetworkFirst bool
 	// Disk is the osimage that is on its disk at first; "" is an empty disk.
 	Disk string
+	// On says that it is powered on at first.
+	On bool
 	// OS starts what is on the node's disk, and returns what stops it. It is called each time the node boots from its disk,
 	// with the osimage that is there; stop is called when its power goes. It may be nil.
 	OS func(osimage string) (stop func())
@@ -170,6 +172,13 @@ func Start(ctx context.Context, options Options) (*Manager, error) {
 	m.ctx, m.end = context.WithCancel(ctx)
 	m.running.Go(func() { m.serve(listener) })
 	m.running.Go(func() { m.monitor(monitor) })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.nodes {
+		if n.On {
+			n.begin()
+		}
+	}
 	context.AfterFunc(m.ctx, func() {
 		monitor.Close()
 		m.drop()
@@ -281,7 +290,7 @@ func (m *Manager) PowerOff(node string) error {
 	return nil
 }
 
-// History returns what has happened, a line each: commands with who gave them, and what the nodes did.
+// History returns what has happened, a line each: commands that change something with who gave them, and what the nodes did.
 func (m *Manager) History() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,0 +1,367 @@
+package xcat_test
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"berth/internal/simsite/xcatmn"
+	"berth/provisioners"
+	"berth/provisioners/xcat"
+	"berth/reservation"
+)
+
+const (
+	rocky = "rocky9.4-x86_64-install-compute"
+	alma  = "alma9-x86_64-install-compute"
+	mac   = "02:00:00:00:00:01"
+)
+
+// lab is a management node with one node, n01, and the module that serves it.
+type lab struct {
+	t      *testing.T
+	mn     *xcatmn.Manager
+	module *xcat.Module
+	host   string // n01's address
+}
+
+// brisk are limits for machines whose minutes take 1/speed of a minute. What is not to run out here is generous.
+func brisk(changes ...func(*xcat.Limits)) xcat.Limits {
+	limits := xcat.Limits{Start: time.Minute, NoProgress: time.Minute, Overall: time.Minute, PowerOn: time.Minute, InstallerGone: time.Minute,
+		PollPower: 5 * time.Millisecond, PollStart: 5 * time.Millisecond, PollInstall: 5 * time.Millisecond, Retry: 5 * time.Millisecond}
+	for _, change := range changes {
+		change(&limits)
+	}
+	return limits
+}
+
+// speed makes an install of 10 minutes take a second.
+const speed = 600
+
+func newLab(t *testing.T, mode xcatmn.Mode, limits xcat.Limits, changes ...func(*xcatmn.Options)) *lab {
+	t.Helper()
+	l := &lab{t: t, host: address(t)}
+	options := xcatmn.Options{Speed: speed, OSImages: []string{rocky, alma},
+		Nodes:  []xcatmn.Node{{Name: "n01", Address: l.host, MAC: mac, Mode: mode}},
+		Policy: []xcatmn.Row{{CN: "berth", Commands: leastPrivilege()}}}
+	for _, change := range changes {
+		change(&options)
+	}
+	var err error
+	l.mn, err = xcatmn.Start(context.Background(), options)
+	require.NoError(t, err)
+	t.Cleanup(l.mn.Close)
+	l.module = l.worker(limits)
+	return l
+}
+
+// leastPrivilege are the commands that the module needs.
+func leastPrivilege() []string {
+	return []string{"lsdef", "tabdump", "nodeset", "rsetboot", "rpower", "nodestat", "chdef", "makeknownhosts"}
+}
+
+// address returns a loopback address where nothing listens, so that labs may run at once.
+func address(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		host := fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(256), 1+rand.N(254))
+		listener, err := net.Listen("tcp", net.JoinHostPort(host, "3054"))
+		if err == nil {
+			listener.Close()
+			return host
+		}
+	}
+	t.Fatal("no loopback address is free")
+	return ""
+}
+
+// worker returns a module as a worker has it.
+func (l *lab) worker(limits xcat.Limits) *xcat.Module {
+	l.t.Helper()
+	ca := filepath.Join(l.t.TempDir(), "ca.pem")
+	require.NoError(l.t, os.WriteFile(ca, l.mn.CA, 0o600))
+	module, err := xcat.New(xcat.Options{Limits: limits, Sites: []xcat.Site{{Name: "mn", Address: l.mn.Address, CAFile: ca,
+		Certificate: func() ([]byte, error) { return l.mn.ClientCertificate("berth") }}}})
+	require.NoError(l.t, err)
+	return module
+}
+
+// order returns a request for n01.
+func (l *lab) order(attempt int) provisioners.Request {
+	return provisioners.Request{
+		Reservation: reservation.Reservation{
+			Name: "r1", User: "ada",
+			Computer: reservation.Computer{Name: "n01", Provisioner: xcat.Type, Hardware: reservation.Physical, Address: l.host, MACs: []string{mac}},
+			Image:    reservation.Image{Name: "rocky9", Revision: 1, Sources: map[string]map[string]string{xcat.Type: {"osimage": rocky}}},
+		},
+		Mark:     reservation.Mark{Reservation: "r1", Run: "run-1", Attempt: attempt},
+		Attempt:  reservation.Attempt{Number: attempt, Of: 3},
+		Limit:    time.Hour,
+		Deadline: time.Now().Add(time.Hour),
+	}
+}
+
+// load loads n01 as the workflow does: a fault is tried again in the same attempt.
+func (l *lab) load(attempt int, report *reporter) (provisioners.Loaded, error) {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	for range 5 {
+		loaded, err := l.module.Load(ctx, l.order(attempt), report)
+		if err == nil || reservation.VerdictOf(err) != "" {
+			return loaded, err
+		}
+		l.t.Logf("a fault: %v", err)
+		require.NoError(l.t, ctx.Err(), "the load hangs; history:\n%s", strings.Join(l.mn.History(), "\n"))
+	}
+	l.t.Fatal("nothing but faults")
+	return provisioners.Loaded{}, nil
+}
+
+// reporter is a reservation.Reporter that remembers, and that a test can look over the shoulder of.
+type reporter struct {
+	on func(call int) // called in each call, before anything is done
+
+	mu     sync.Mutex
+	calls  int
+	stages []string
+	kept   map[string]string
+	sure   map[string]string // what Confirm has delivered
+}
+
+func newReporter() *reporter { return &reporter{kept: map[string]string{}, sure: map[string]string{}} }
+
+func (r *reporter) call() {
+	r.mu.Lock()
+	r.calls++
+	call := r.calls
+	r.mu.Unlock()
+	if r.on != nil {
+		r.on(call)
+	}
+}
+
+// Stage is part of reservation.Reporter.
+func (r *reporter) Stage(name, detail string) {
+	r.call()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stages = append(r.stages, name+": "+detail)
+}
+
+// Keep is part of reservation.Reporter.
+func (r *reporter) Keep(key, value string) {
+	r.call()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.kept[key] = value
+}
+
+// Kept is part of reservation.Reporter.
+func (r *reporter) Kept(key string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.kept[key]
+}
+
+// Confirm is part of reservation.Reporter.
+func (r *reporter) Confirm(ctx context.Context) error {
+	r.call()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sure = maps.Clone(r.kept)
+	return ctx.Err()
+}
+
+func (r *reporter) saw(text string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.stages, func(s string) bool { return strings.Contains(s, text) })
+}
+
+// successor returns the reporter of the worker that goes on: with all that was kept, or only what was surely delivered.
+func (r *reporter) successor(all bool) *reporter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := newReporter()
+	next.kept = maps.Clone(r.sure)
+	if all {
+		next.kept = maps.Clone(r.kept)
+	}
+	return next
+}
+
+func TestALoadUnderEachModeOfANode(t *testing.T) {
+	short := func(l *xcat.Limits) { l.Start = 3 * time.Second }
+	for mode, c := range map[xcatmn.Mode]struct {
+		limits  func(*xcat.Limits)
+		verdict reservation.Verdict // "" is done
+		reason  string
+		counts  xcatmn.Counts
+		stage   string // one that is seen
+		armed   string // the osimage that the node is left armed for after Abort
+	}{
+		xcatmn.Works:          {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, stage: "install: installing openssh-server (80%)"},
+		xcatmn.NeverCallsBack: {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		xcatmn.SlowSSHD:       {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		xcatmn.BlankStatus:    {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		xcatmn.Slow:           {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		xcatmn.PXELostOnce:    {limits: short, counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 1}, stage: "again: nothing has started"},
+		xcatmn.NoPXE: {limits: short, verdict: reservation.VerdictReload, reason: "no installer has started",
+			counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1}},
+		xcatmn.Hangs: {limits: func(l *xcat.Limits) { l.NoProgress = 3 * time.Second }, verdict: reservation.VerdictReload,
+			reason: "has made no progress", counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 2}, stage: "installing kernel (40%)"},
+		xcatmn.HangsOnce: {limits: func(l *xcat.Limits) { l.NoProgress = 3 * time.Second },
+			counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 2}, stage: "again: no progress"},
+		xcatmn.PostFails: {verdict: reservation.VerdictReload, reason: "a post-install script", counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		xcatmn.NextLost:  {verdict: reservation.VerdictFail, reason: "would install for ever", counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		xcatmn.BMCDead:   {verdict: reservation.VerdictReload, reason: "does not answer"},
+		xcatmn.BMCRefuses: {verdict: reservation.VerdictReload, reason: "does not do what it is told",
+			counts: xcatmn.Counts{Nodesets: 1}},
+		xcatmn.OtherAdminArms: {verdict: reservation.VerdictFail, reason: "somebody else", counts: xcatmn.Counts{Nodesets: 1}, armed: alma},
+	} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			limits := brisk()
+			if c.limits != nil {
+				c.limits(&limits)
+			}
+			l := newLab(t, mode, limits)
+			report := newReporter()
+			loaded, err := l.load(1, report)
+			story := strings.Join(l.mn.History(), "\n")
+			require.Equal(t, cmp.Or(c.verdict, reservation.VerdictDone), reservation.VerdictOf(err), "%v\n%s", err, story)
+			if err != nil {
+				require.ErrorContains(t, err, c.reason)
+			} else {
+				require.Equal(t, "mn/n01", loaded.Reference)
+				require.Equal(t, "boot", l.mn.State("n01").Currstate)
+				require.True(t, l.mn.State("n01").Power)
+				require.Equal(t, rocky, l.mn.State("n01").Disk)
+			}
+			require.Equal(t, c.counts, l.mn.Counts("n01"), story)
+			require.True(t, c.stage == "" || report.saw(c.stage), "%q is none of %q", c.stage, report.stages)
+
+			require.NoError(t, l.module.Abort(context.Background(), l.order(1), newReporter()))
+			state := l.mn.State("n01")
+			require.Equal(t, c.armed != "", state.Armed(), "%+v", state)
+			if c.armed != "" {
+				require.Equal(t, c.armed, state.Provmethod)
+			}
+			require.Equal(t, c.counts, l.mn.Counts("n01"), "Abort touches no power")
+		})
+	}
+}
+
+func TestTheSecondAttemptSavesANodeWhosePXEWasLostTwice(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, xcatmn.PXELostTwice, brisk(func(l *xcat.Limits) { l.Start = 3 * time.Second }))
+	_, err := l.load(1, newReporter())
+	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(err), "%v", err)
+	require.False(t, l.mn.State("n01").Armed())
+	_, err = l.load(2, newReporter())
+	require.NoError(t, err)
+	require.Equal(t, 2, l.mn.Counts("n01").Nodesets)
+	require.Equal(t, 1, l.mn.Counts("n01").Installs)
+}
+
+func TestALoadOutlivesARestartOfXcatd(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, xcatmn.Works, brisk())
+	restarted := make(chan error, 1)
+	report := newReporter()
+	var once sync.Once
+	report.on = func(int) {
+		if l.mn.Counts("n01").Installs > 0 {
+			once.Do(func() { go func() { restarted <- l.mn.Restart() }() })
+		}
+	}
+	_, err := l.load(1, report)
+	require.NoError(t, err)
+	require.NoError(t, <-restarted)
+	require.Equal(t, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, l.mn.Counts("n01"))
+}
+
+// A worker is stopped in each call of its reporter, one after the other, until a load comes through without.
+func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T) {
+	for name, c := range map[string]struct {
+		killed bool // nothing of it runs on; else it hands over
+		all    bool // the successor is told all that was kept, not only what was surely delivered
+		on     bool // the node was powered on before
+	}{
+		"handed over":                     {all: true},
+		"handed over, node on":            {all: true, on: true},
+		"killed":                          {killed: true, all: true},
+		"killed, heartbeat lost":          {killed: true},
+		"killed, heartbeat lost, node on": {killed: true, on: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for n := 1; ; n++ {
+				l := newLab(t, xcatmn.Works, brisk(func(l *xcat.Limits) { l.PowerOn = time.Second }), func(o *xcatmn.Options) {
+					o.Speed = 6000
+					if c.on {
+						o.Nodes[0].Disk, o.Nodes[0].On = alma, true
+					}
+				})
+				report, stopped := newReporter(), false
+				ctx, end := context.WithCancelCause(context.Background())
+				report.on = func(call int) {
+					if call < n {
+						return
+					}
+					stopped = true
+					end(provisioners.HandOver{})
+					if c.killed {
+						report.freeze()
+						runtime.Goexit()
+					}
+				}
+				done := make(chan error, 1)
+				go func() {
+					err := errors.New("killed")
+					defer func() { done <- err }()
+					_, err = l.module.Load(ctx, l.order(1), report)
+				}()
+				err := <-done
+				end(nil)
+				if !stopped {
+					require.NoError(t, err)
+					require.Greater(t, n, 10, "a load has that many steps")
+					t.Logf("stopped at %d points", n-1)
+					return
+				}
+				if err != nil {
+					l.module = l.worker(brisk(func(l *xcat.Limits) { l.PowerOn = time.Second }))
+					_, err = l.load(1, report.successor(c.all))
+				}
+				story := strings.Join(l.mn.History(), "\n")
+				require.NoError(t, err, "stopped at %d\n%s", n, story)
+				want := xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}
+				if c.on {
+					want = xcatmn.Counts{Resets: 1, Nodesets: 1, Installs: 1}
+				}
+				require.Equal(t, want, l.mn.Counts("n01"), "stopped at %d\n%s", n, story)
+				require.Equal(t, "boot", l.mn.State("n01").Currstate)
+				l.mn.Close()
+			}
+		})
+	}
+}
+
+// freeze has the reporter deliver nothing more.
+func (r *reporter) freeze() { r.on = func(int) { runtime.Goexit() } }
