@@ -58,6 +58,9 @@ func TestBerth(t *testing.T) {
 		{"a worker that was paused is too late", testPaused},
 		{"a worker that was paused clones nothing for a reservation that is over", testPausedAndOver},
 		{"guests", testGuests},
+		{"physical nodes and their faults", testMetalFaults},
+		{"a worker killed while its node installs", testMetalKilled},
+		{"forty nodes through a gate for ten", testMetalThrottle},
 		{"clones of several workers in one vCenter", testCloneLimit},
 		{"a computer has one holder", testHolder},
 	} {

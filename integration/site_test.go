@@ -31,7 +31,7 @@ type site struct {
 func (w *world) startSite(t *testing.T, script simsite.Script) *site {
 	t.Helper()
 	dir := t.TempDir()
-	text, err := json.Marshal(map[string]any{"vcenter": script.VCenter, "computers": script.Computers}) // JSON is YAML
+	text, err := json.Marshal(map[string]any{"vcenter": script.VCenter, "computers": script.Computers, "xcat": script.Metal}) // JSON is YAML
 	require.NoError(t, err)
 	path := filepath.Join(dir, "script.yaml")
 	require.NoError(t, os.WriteFile(path, text, 0o600))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,6 +29,7 @@ const (
 
 // Metal is an xCAT management node with its nodes. Its times are a machine room's, divided by Speed.
 type Metal struct {
+	Name     string    `yaml:"name" json:"name,omitempty"`   // of the site in the catalog; "" is metal
 	Speed    float64   `yaml:"speed" json:"speed,omitempty"` // 0 is 60: an install then takes about ten seconds
 	Installs int       `yaml:"installs" json:"installs,omitempty"`
 	OSImages []OSImage `yaml:"osimages" json:"osimages"`
@@ -39,6 +41,7 @@ type OSImage struct {
 	Name         string               `yaml:"name" json:"name"`                 // xCAT's: os-arch-provmethod-profile
 	Image        string               `yaml:"image" json:"image"`               // the catalog's image of it, if the script has no images
 	Distribution guestos.Distribution `yaml:"distribution" json:"distribution"` // what its nodes run
+	Source       map[string]string    `yaml:"source" json:"source,omitempty"`   // more of the catalog's image: expected_minutes, start_limit and so on
 }
 
 // Node is a physical node: how it loads, and how its system behaves. Behaviours count from its n-th install or boot.
@@ -132,6 +135,8 @@ func (s *Site) startMetal(ctx context.Context, script Metal, base netip.Addr) er
 	)
 }
 
+func (m *metal) name() string { return cmp.Or(m.script.Name, metalSite) }
+
 func (m *metal) mac(n *node) string {
 	ip := netip.MustParseAddr(n.address).As4()
 	return fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", ip[0], ip[1], ip[2], ip[3])
@@ -188,7 +193,7 @@ func (s *Site) Metal() *xcatmn.Manager {
 // toCatalog adds the management node, its images and its nodes.
 func (m *metal) toCatalog(c *catalogContent, images bool) {
 	c.Secrets[metalSecret] = map[string]string{"file": metalCertificate}
-	c.Sites = append(c.Sites, catalogSite{Name: metalSite, Provisioner: metalProvisioner,
+	c.Sites = append(c.Sites, catalogSite{Name: m.name(), Provisioner: metalProvisioner,
 		XCAT: &catalogXCAT{Address: m.manager.Address, CAFile: metalCA, Credential: metalSecret, Installs: m.script.Installs}})
 	if images {
 		for _, one := range m.script.OSImages {
@@ -203,14 +208,16 @@ func (m *metal) toCatalog(c *catalogContent, images bool) {
 }
 
 func (m *metal) catalogImage(one OSImage) reservation.Image {
+	source := map[string]string{"osimage": one.Name, "poll": "1s"}
+	maps.Copy(source, one.Source)
 	return reservation.Image{Name: one.Image, Revision: 1, OS: linuxOS(one.Distribution),
-		Sources:  map[string]map[string]string{metalProvisioner: {"osimage": one.Name}},
+		Sources:  map[string]map[string]string{metalProvisioner: source},
 		Control:  reservation.Control{Channel: channelSSH, User: "root", Port: metalSSHPort, Credential: loginSecret, HostKey: reservation.HostKeyFirst},
 		PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{"127.0.0.0/8"}}}
 }
 
 func (m *metal) noun(name string) reservation.Computer {
 	n := m.nodes[name]
-	return reservation.Computer{Name: name, Provisioner: metalProvisioner, Site: metalSite, Hardware: reservation.Physical,
+	return reservation.Computer{Name: name, Provisioner: metalProvisioner, Site: m.name(), Hardware: reservation.Physical,
 		Address: netip.AddrPortFrom(netip.MustParseAddr(n.address), metalSSHPort).String(), MACs: []string{m.mac(n)}}
 }

@@ -1,0 +1,206 @@
+package integration
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/temporal"
+
+	"berth/internal/catalog"
+	"berth/internal/hold"
+	"berth/internal/simsite"
+	"berth/internal/simsite/xcatmn"
+	"berth/provisioners"
+	"berth/provisioners/xcat"
+	"berth/reservation"
+	"berth/workflows"
+)
+
+const metalImage = "rocky9-metal"
+
+// metalLab is a simulated management node under a name of its own.
+type metalLab struct {
+	*lab
+	nodes []simsite.Node
+}
+
+// newMetal starts a management node with its nodes. A minute of theirs takes half a second.
+func (w *world) newMetal(t *testing.T, name string, installs int, source map[string]string, nodes ...simsite.Node) *metalLab {
+	t.Helper()
+	site := w.startSite(t, simsite.Script{Metal: &simsite.Metal{Name: name, Speed: 120, Installs: installs, Nodes: nodes,
+		OSImages: []simsite.OSImage{{Name: "rocky9.4-x86_64-install-compute", Image: metalImage, Distribution: "rocky9", Source: source}}}})
+	return &metalLab{lab: &lab{world: w, name: name, site: site, catalog: site.catalog}, nodes: nodes}
+}
+
+func (l *metalLab) worker(t *testing.T) *workerProcess {
+	t.Helper()
+	l.workers++
+	return l.world.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), workerOptions{env: []string{"BERTH_WORKFLOWS=false",
+		"BERTH_PROVISIONERS=xcat", "BERTH_CATALOG=" + l.catalog, "BERTH_SITES=" + l.name}})
+}
+
+func (l *metalLab) reserve(t *testing.T, node string) *booking {
+	t.Helper()
+	read, err := catalog.Load(l.catalog, catalog.Options{Validators: map[string]provisioners.Validator{xcat.Type: &xcat.Module{}}})
+	require.NoError(t, err)
+	r, err := read.Reservation("r-"+node, "ana", node, metalImage, time.Now().Add(time.Hour))
+	require.NoError(t, err)
+	run, err := hold.Start(t.Context(), l.world.client, r)
+	require.NoError(t, err)
+	return &booking{lab: l.lab, run: run, name: r.Name, computer: node}
+}
+
+func (l *metalLab) node(t *testing.T, name string) simsite.NodeStatus {
+	t.Helper()
+	return l.site.status(t).Metal.Nodes[name]
+}
+
+// loaded waits until the node is handed over, and returns the status.
+func (l *metalLab) loaded(t *testing.T, b *booking) reservation.Status {
+	t.Helper()
+	b.until(t, takeover, func(m moment) bool { return m.outcome == reservation.OutcomeReady })
+	node := l.node(t, b.computer)
+	require.True(t, node.Power)
+	require.False(t, node.Armed())
+	return b.status(t)
+}
+
+// handedBack releases a node, and sees that it is off and boots from its disk.
+func (l *metalLab) handedBack(t *testing.T, b *booking) {
+	t.Helper()
+	require.NoError(t, l.world.client.SignalWorkflow(t.Context(), b.run.GetID(), b.run.GetRunID(), workflows.ReleaseSignal, nil))
+	status, err := b.result(t)
+	require.NoError(t, err)
+	require.Equal(t, reservation.OutcomeReleased, status.Outcome)
+	require.Empty(t, status.Reason)
+	node := l.node(t, b.computer)
+	require.Equal(t, []any{false, "boot"}, []any{node.Power, node.Currstate})
+}
+
+func testMetalFaults(t *testing.T, w *world) {
+	node := func(name string, mode xcatmn.Mode) simsite.Node { return simsite.Node{Name: name, Mode: mode} }
+	l := w.newMetal(t, "metal-faults", 0, map[string]string{"start_limit": "5s", "no_progress": "5s"},
+		node("metal-1", xcatmn.Works), node("metal-2", xcatmn.NeverCallsBack), node("metal-3", xcatmn.PXELostTwice), node("metal-4", xcatmn.BMCDead),
+		node("metal-5", xcatmn.Works))
+	l.worker(t)
+	for name, c := range map[string]struct {
+		node, want string
+		attempts   int
+		counts     xcatmn.Counts
+	}{
+		"one that works":             {"metal-1", "load done, post-load done", 1, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		"one that never calls back":  {"metal-2", "load done, post-load done", 1, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		"the second attempt is seen": {"metal-3", "load reload, load done, post-load done", 2, xcatmn.Counts{PowerOns: 1, PowerOffs: 0, Resets: 2, Nodesets: 2, Installs: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := l.reserve(t, c.node)
+			status := l.loaded(t, b)
+			require.Equal(t, c.want, phases(status))
+			require.Equal(t, c.attempts, status.Attempt.Number)
+			require.Equal(t, c.counts, l.node(t, c.node).Counts)
+			l.handedBack(t, b)
+		})
+	}
+	t.Run("a BMC that is dead", func(t *testing.T) {
+		t.Parallel()
+		b := l.reserve(t, "metal-4")
+		status, err := b.result(t)
+		require.Error(t, err)
+		require.Equal(t, reservation.OutcomeFailed, status.Outcome)
+		require.Contains(t, status.Reason, "BMC does not answer")
+		node := l.node(t, "metal-4")
+		require.False(t, node.Armed())
+		require.Zero(t, node.Nodesets, "nothing is changed before the BMC has answered")
+	})
+	t.Run("cancelled while it installs", func(t *testing.T) {
+		t.Parallel()
+		b := l.reserve(t, "metal-5")
+		b.atStage(t, reservation.PhaseLoad, "install")
+		require.True(t, l.node(t, "metal-5").Armed())
+		require.NoError(t, w.client.CancelWorkflow(t.Context(), b.run.GetID(), b.run.GetRunID()))
+		status, err := b.result(t)
+		require.ErrorAs(t, err, new(*temporal.CanceledError))
+		require.Equal(t, "load, clean done", phases(status))
+		node := l.node(t, "metal-5")
+		require.Equal(t, "boot", node.Currstate, "a node is never left armed")
+		require.Equal(t, "hd", node.Device)
+	})
+}
+
+// A worker is killed while its node installs: another one goes on, with what was begun.
+func testMetalKilled(t *testing.T, w *world) {
+	for stage, phase := range map[string]reservation.Phase{"power on": reservation.PhaseLoad, "wait for installer": reservation.PhaseLoad,
+		"install": reservation.PhaseLoad, "settle": reservation.PhasePostLoad} {
+		t.Run(stage, func(t *testing.T) {
+			t.Parallel()
+			name := "metal-kill-" + slug(stage)
+			l := w.newMetal(t, name, 0, nil, simsite.Node{Name: name})
+			victim := l.worker(t)
+			b := l.reserve(t, name)
+			b.atStage(t, phase, stage)
+			victim.Kill()
+			successor := l.worker(t)
+			status := l.loaded(t, b)
+			require.Equal(t, "load done, post-load done", phases(status))
+			require.Equal(t, 1, status.Attempt.Number)
+			require.Equal(t, successor.identity, status.Phases[1].Worker)
+			require.Equal(t, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, l.node(t, name).Counts)
+			l.handedBack(t, b)
+		})
+	}
+}
+
+// Forty nodes go through a gate for ten, over two workers: never more than ten are armed, whoever came first goes first.
+func testMetalThrottle(t *testing.T, w *world) {
+	const installs, loads = 10, 40
+	var nodes []simsite.Node
+	for n := range loads {
+		nodes = append(nodes, simsite.Node{Name: fmt.Sprintf("throttle-%02d", n)})
+	}
+	l := w.newMetal(t, "throttle", installs, nil, nodes...)
+	l.worker(t)
+	l.worker(t)
+	var all []*booking
+	for _, node := range nodes {
+		all = append(all, l.reserve(t, node.Name))
+	}
+	type entry struct{ asked, armed time.Time }
+	var entries []entry
+	workers, waited := map[string]bool{}, 0
+	for _, b := range all {
+		status := l.loaded(t, b)
+		require.Equal(t, "load done, post-load done", phases(status))
+		require.Equal(t, 1, status.Attempt.Number)
+		record := status.Phases[0]
+		workers[record.Worker] = true
+		at := slices.IndexFunc(record.Stages, func(s reservation.Stage) bool { return s.Name == "arm" })
+		require.GreaterOrEqual(t, at, 0)
+		if record.Stages[0].Name == "wait for a slot" {
+			waited++
+			require.Contains(t, record.Stages[0].Detail, "in line at management node throttle")
+		}
+		entries = append(entries, entry{record.Stages[0].Began, record.Stages[at].Began})
+	}
+	require.Len(t, workers, 2, "both workers have loaded")
+	require.GreaterOrEqual(t, waited, loads-2*installs, "those that could not begin at once have said so")
+	most := l.site.status(t).Metal.MostArmed
+	require.LessOrEqual(t, most, installs)
+	require.Greater(t, most, installs/2, "they are armed side by side")
+	slices.SortFunc(entries, func(a, b entry) int { return a.asked.Compare(b.asked) })
+	armed := slices.Clone(entries)
+	slices.SortFunc(armed, func(a, b entry) int { return a.armed.Compare(b.armed) })
+	for n, one := range entries {
+		// Ten are inside at once, and notice their turn within a second or so of each other.
+		require.InDelta(t, n, slices.Index(armed, one), installs, "the order is kept")
+	}
+	for _, b := range all {
+		l.handedBack(t, b)
+	}
+	for name, node := range l.site.status(t).Metal.Nodes {
+		require.False(t, node.Armed(), name)
+	}
+}
