@@ -334,7 +334,11 @@ func (l *load) took(ctx context.Context, was bool) (bool, error) {
 	}
 	// A node that was on is on either way. rpower notes that it powers a node on, and an install notes more.
 	v, err := l.look(ctx)
-	return err == nil && l.news(v) != "", err
+	news := l.news(v)
+	if arms(v.state) && (news == "postbooting" || news == "booted") {
+		news = "" // late words of the system that ran before
+	}
+	return err == nil && news != "", err
 }
 
 func (l *load) bootFromNet(ctx context.Context) error {
