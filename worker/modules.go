@@ -216,7 +216,7 @@ func managementNodes(sites []catalog.Site, store *secrets.Store) []xcat.Site {
 		site := xcat.Site{
 			Name: s.Name, Address: s.XCAT.Address, ServerName: s.XCAT.ServerName, CAFile: s.XCAT.CAFile,
 			Certificate: func() ([]byte, error) { return store.Bytes(s.XCAT.Credential) },
-			KnownHosts:  s.XCAT.KnownHosts, InFlight: s.XCAT.InFlight, Installs: s.XCAT.Installs,
+			KnownHosts:  s.XCAT.KnownHosts, InFlight: s.XCAT.InFlight, Installs: s.XCAT.Installs, CountArmed: s.XCAT.CountArmed,
 		}
 		if tools := s.XCAT.Tools; tools != nil {
 			site.Tools = &xcatd.Tools{Path: tools.Path}

@@ -54,6 +54,7 @@ type XCAT struct {
 	KnownHosts string     `json:"known_hosts_file"` // on the management node; "" is the module's default
 	InFlight   int        `json:"in_flight"`        // commands at a time; 0 is the module's default
 	Installs   int        `json:"installs"`         // nodes that install at a time; 0 is the module's default
+	CountArmed string     `json:"count_armed"`      // a noderange whose armed nodes count among them, whoever armed them
 }
 
 // XCATTools says where xCAT's command-line tools are run.

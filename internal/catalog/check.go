@@ -198,6 +198,9 @@ func (k *checker) xcat(path string, site XCAT) {
 			k.fault(under(path, name), strconv.Itoa(n), "give how many at a time, 1 or more, or leave it out")
 		}
 	}
+	if strings.ContainsFunc(site.CountArmed, func(r rune) bool { return r <= ' ' || r == '<' || r == '&' }) {
+		k.fault(under(path, "count_armed"), site.CountArmed, "write a noderange without spaces, such as a group's name, or leave it out")
+	}
 	if site.KnownHosts != "" && !strings.HasPrefix(site.KnownHosts, "/") {
 		k.fault(under(path, "known_hosts_file"), site.KnownHosts, "write the file's whole path on the management node, or leave it out")
 	}

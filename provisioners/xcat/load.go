@@ -65,6 +65,9 @@ func (m *Module) Load(ctx context.Context, request provisioners.Request, report 
 	}
 	leave, err := l.enter(ctx)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		return provisioners.Loaded{}, err
 	}
 	defer leave()
@@ -76,6 +79,32 @@ func (m *Module) Load(ctx context.Context, request provisioners.Request, report 
 		return provisioners.Loaded{Reference: l.name + "/" + l.node.node}, nil
 	}
 	return provisioners.Loaded{}, l.undo(ctx, err)
+}
+
+// room waits, where the site says so, until nodes that others have armed leave room for this one.
+func (l *load) room(ctx context.Context) error {
+	if l.countArmed == "" || l.armed != "" {
+		return nil
+	}
+	for {
+		states, err := l.client.States(ctx, l.countArmed)
+		if err != nil {
+			return Classify(err)
+		}
+		armed := 0
+		for node, state := range states {
+			if node != l.node.node && arms(state) {
+				armed++
+			}
+		}
+		if armed < l.installs {
+			return nil
+		}
+		l.report.Stage(stageSlot, fmt.Sprintf("%d nodes of %s are armed at management node %s, which installs %d at once", armed, l.countArmed, l.name, l.installs))
+		if err := pause(ctx, l.limits.PollInstall); err != nil {
+			return err
+		}
+	}
 }
 
 func (m *Module) prepare(request provisioners.Request, report reservation.Reporter) (*load, error) {
@@ -106,6 +135,10 @@ func (l *load) enter(ctx context.Context) (leave func(), err error) {
 		if err != nil {
 			return nil, err
 		}
+	}
+	if err := l.room(ctx); err != nil {
+		leave()
+		return nil, err
 	}
 	began, err := time.Parse(time.RFC3339, l.report.Kept(keptBegan))
 	if err != nil {

@@ -155,6 +155,13 @@ func (r *reporter) call() {
 	}
 }
 
+// shown says whether a stage has been shown.
+func (r *reporter) shown(stage string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.stages, func(one string) bool { return strings.HasPrefix(one, stage+":") })
+}
+
 // Stage is part of reservation.Reporter.
 func (r *reporter) Stage(name, detail string) {
 	r.call()
@@ -365,3 +372,28 @@ func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T
 
 // freeze has the reporter deliver nothing more.
 func (r *reporter) freeze() { r.on = func(int) { runtime.Goexit() } }
+
+// Where the site says so, nodes that others have armed count, and nobody is armed beyond the limit.
+func TestNodesThatOthersHaveArmedCount(t *testing.T) {
+	t.Parallel()
+	other := address(t)
+	l := newLab(t, xcatmn.Works, brisk(), func(o *xcatmn.Options) { o.Nodes = append(o.Nodes, xcatmn.Node{Name: "n02", Address: other}) })
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, l.mn.CA, 0o600))
+	var err error
+	l.module, err = xcat.New(xcat.Options{Limits: brisk(), Sites: []xcat.Site{{Name: "mn", Address: l.mn.Address, CAFile: ca, Installs: 1, CountArmed: "all",
+		Certificate: func() ([]byte, error) { return l.mn.ClientCertificate("berth") }}}})
+	require.NoError(t, err)
+	require.NoError(t, l.mn.ArmByHand("n02", alma))
+	report := newReporter()
+	done := make(chan error, 1)
+	go func() {
+		_, err := l.load(1, report)
+		done <- err
+	}()
+	require.Eventually(t, func() bool { return report.shown("wait for a slot") }, time.Minute, time.Millisecond)
+	require.Zero(t, l.mn.Counts("n01").Nodesets)
+	require.NoError(t, l.mn.Disarm("n02"))
+	require.NoError(t, <-done)
+	require.Equal(t, 1, l.mn.MostArmed())
+}

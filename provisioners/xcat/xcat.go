@@ -56,6 +56,9 @@ type Site struct {
 	KnownHosts string
 	InFlight   int // commands at once; 0 is xcatd.DefaultInFlight
 	Installs   int // installs at once; 0 is DefaultInstalls
+	// CountArmed is a noderange, such as a group's name: its nodes count among the installs when they are armed, whoever armed
+	// them. "" counts Berth's own alone.
+	CountArmed string
 }
 
 // Options are what a Module is made of.
@@ -152,6 +155,7 @@ type management struct {
 	tools      *xcatd.Tools // nil if there are none
 	knownHosts string
 	installs   int
+	countArmed string
 	log        zerolog.Logger
 
 	keys sync.Mutex // xCAT and ssh-keygen rewrite known_hosts without a lock
@@ -197,7 +201,7 @@ func New(options Options) (*Module, error) {
 
 func (m *Module) add(site Site, transport xcatd.Transport) {
 	mn := &management{name: site.Name, client: xcatd.NewClient(transport, site.InFlight), tools: site.Tools, knownHosts: site.KnownHosts,
-		installs: site.Installs, log: m.log.With().Str("site", site.Name).Logger()}
+		installs: site.Installs, countArmed: site.CountArmed, log: m.log.With().Str("site", site.Name).Logger()}
 	if mn.knownHosts == "" {
 		mn.knownHosts = DefaultKnownHosts
 	}

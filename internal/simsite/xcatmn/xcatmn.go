@@ -276,6 +276,19 @@ func (m *Manager) ArmByHand(node, osimage string) error {
 	return nil
 }
 
+// Disarm sets a node to boot from its disk, as another administrator would.
+func (m *Manager) Disarm(node string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodes[node]
+	if n == nil {
+		return fmt.Errorf("xcatmn: no node %q", node)
+	}
+	m.note("nodeset %s boot (another administrator)", node)
+	n.currstate = "boot"
+	return nil
+}
+
 // PowerOff cuts a node's power, as its system does when it is told to shut down.
 func (m *Manager) PowerOff(node string) error {
 	m.mu.Lock()

@@ -100,6 +100,21 @@ func (c *Client) State(ctx context.Context, node string) (string, error) {
 	return c.one(ctx, "nodeset", node, "stat")
 }
 
+// States returns the provisioning states of the nodes of a noderange, such as a group's name, by node.
+func (c *Client) States(ctx context.Context, noderange string) (map[string]string, error) {
+	answer, err := c.Do(ctx, Command{Name: "nodeset", Range: noderange, Args: []string{"stat"}})
+	if err != nil {
+		return nil, err
+	}
+	states := map[string]string{}
+	for _, line := range answer.Lines {
+		if line.Node != "" && line.Kind == Data {
+			states[line.Node] = strings.TrimSpace(line.Text)
+		}
+	}
+	return states, nil
+}
+
 // Arm makes a node install an osimage at its next boot from the net, and returns the new provisioning state.
 func (c *Client) Arm(ctx context.Context, node, osimage string) (string, error) {
 	return c.one(ctx, "nodeset", node, "osimage="+osimage)

@@ -196,7 +196,7 @@ type xcatrequest struct {
 
 // encode writes a command. The newline belongs to it: xcatd reads a line first, and waits for ever for one that has no end.
 func encode(command Command) []byte {
-	text, err := xml.Marshal(xcatrequest{Command: command.Name, ClientType: "cli", NodeRange: strings.Join(command.Nodes, ","), Args: command.Args})
+	text, err := xml.Marshal(xcatrequest{Command: command.Name, ClientType: "cli", NodeRange: command.noderange(), Args: command.Args})
 	if err != nil {
 		panic("xcatd: strings cannot be written as XML: " + err.Error()) // strings always can
 	}

@@ -52,8 +52,8 @@ func (r Remote) Command() []string {
 // Run is part of Transport.
 func (t *Tools) Run(ctx context.Context, command Command) (Answer, error) {
 	words := []string{command.Name}
-	if len(command.Nodes) > 0 {
-		words = append(words, strings.Join(command.Nodes, ","))
+	if nodes := command.noderange(); nodes != "" {
+		words = append(words, nodes)
 	}
 	output, err := t.Execute(ctx, append(words, command.Args...), nil)
 	if err != nil {
@@ -130,7 +130,7 @@ func QuoteAll(words []string) string {
 	return strings.Join(quoted, " ")
 }
 
-// read turns what a tool has written into an answer. On stdout "n01: text" is node n01's line where n01 was asked about; on
+// read turns what a tool has written into an answer. On stdout "n01: text" is node n01's line where n01, or a noderange, was asked about; on
 // stderr a line is an error, with the management node's name in its middle: "n04: [mn]: Error: ERROR: timeout".
 func read(command Command, output Output) Answer {
 	answer := Answer{Code: output.Code, Done: true}
@@ -146,6 +146,9 @@ func read(command Command, output Output) Answer {
 				node, text = name, ""
 				break
 			}
+		}
+		if name, rest, ok := strings.Cut(text, ": "); ok && command.Range != "" && kind == Data && !strings.ContainsAny(name, " [") && name != "Error" {
+			node, text = name, strings.TrimSpace(rest)
 		}
 		if kind == Failure {
 			if _, rest, ok := strings.Cut(text, "]: "); ok && strings.HasPrefix(text, "[") {

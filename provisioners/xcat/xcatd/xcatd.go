@@ -31,6 +31,7 @@ const DefaultInFlight = 8
 type Command struct {
 	Name  string   // such as "rpower"
 	Nodes []string // the noderange; every one of them has to answer
+	Range string   // in place of Nodes: a noderange such as a group's name, of which whoever is in it answers
 	Args  []string
 	// Quiet says that the command answers nothing when it succeeds (makeknownhosts), so that no node is waited for.
 	Quiet bool
@@ -42,10 +43,17 @@ type Command struct {
 // String returns the command as somebody would type it.
 func (c Command) String() string {
 	words := []string{c.Name}
-	if len(c.Nodes) > 0 {
-		words = append(words, strings.Join(c.Nodes, ","))
+	if nodes := c.noderange(); nodes != "" {
+		words = append(words, nodes)
 	}
 	return strings.Join(append(words, c.Args...), " ")
+}
+
+func (c Command) noderange() string {
+	if c.Range != "" {
+		return c.Range
+	}
+	return strings.Join(c.Nodes, ",")
 }
 
 // limit returns how long the command may take.
