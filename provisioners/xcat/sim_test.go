@@ -213,7 +213,7 @@ func (r *reporter) successor(all bool) *reporter {
 }
 
 func TestALoadUnderEachModeOfANode(t *testing.T) {
-	short := func(l *xcat.Limits) { l.Start = 3 * time.Second }
+	short := func(l *xcat.Limits) { l.Start = 5 * time.Second }
 	for mode, c := range map[xcatmn.Mode]struct {
 		limits  func(*xcat.Limits)
 		verdict reservation.Verdict // "" is done
@@ -230,9 +230,9 @@ func TestALoadUnderEachModeOfANode(t *testing.T) {
 		xcatmn.PXELostOnce:    {limits: short, counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 1}, stage: "again: nothing has started"},
 		xcatmn.NoPXE: {limits: short, verdict: reservation.VerdictReload, reason: "no installer has started",
 			counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1}},
-		xcatmn.Hangs: {limits: func(l *xcat.Limits) { l.NoProgress = 3 * time.Second }, verdict: reservation.VerdictReload,
+		xcatmn.Hangs: {limits: func(l *xcat.Limits) { l.NoProgress = 5 * time.Second }, verdict: reservation.VerdictReload,
 			reason: "has made no progress", counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 2}, stage: "installing kernel (40%)"},
-		xcatmn.HangsOnce: {limits: func(l *xcat.Limits) { l.NoProgress = 3 * time.Second },
+		xcatmn.HangsOnce: {limits: func(l *xcat.Limits) { l.NoProgress = 5 * time.Second },
 			counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 2}, stage: "again: no progress"},
 		xcatmn.PostFails: {verdict: reservation.VerdictReload, reason: "a post-install script", counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
 		xcatmn.NextLost:  {verdict: reservation.VerdictFail, reason: "would install for ever", counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
@@ -276,7 +276,7 @@ func TestALoadUnderEachModeOfANode(t *testing.T) {
 
 func TestTheSecondAttemptSavesANodeWhosePXEWasLostTwice(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, xcatmn.PXELostTwice, brisk(func(l *xcat.Limits) { l.Start = 3 * time.Second }))
+	l := newLab(t, xcatmn.PXELostTwice, brisk(func(l *xcat.Limits) { l.Start = 5 * time.Second }))
 	_, err := l.load(1, newReporter())
 	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(err), "%v", err)
 	require.False(t, l.mn.State("n01").Armed())
