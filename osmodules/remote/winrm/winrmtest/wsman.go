@@ -286,8 +286,8 @@ func (c *command) send(content []byte, end bool) {
 
 // terminate ends a command and everything that waits for it.
 func (c *command) terminate() {
-	c.cancel()
 	c.change(func() { c.terminated, c.closed = true, true })
+	c.cancel()
 }
 
 // receive waits for output or the end. What it returns stays within the client's envelope.
