@@ -403,7 +403,7 @@ func (a addresses) claim(address, field string) (string, bool) {
 }
 
 // SecretsOf returns the names of the secrets that serving the given sites and images' provisioners needs, sorted: the
-// sites' credentials, and the control credentials of the images that have a source for a provisioner type.
+// sites' credentials, and the credentials of the images that have a source for a provisioner type.
 func (c *Catalog) SecretsOf(types, sites []string) []string {
 	var names []string
 	for _, site := range c.Sites {
@@ -414,6 +414,12 @@ func (c *Catalog) SecretsOf(types, sites []string) []string {
 	for _, image := range c.Images {
 		if slices.ContainsFunc(types, func(name string) bool { _, ok := image.Sources[name]; return ok }) {
 			names = append(names, image.Control.Credential)
+			if image.PostLoad.Domain != nil {
+				names = append(names, image.PostLoad.Domain.Credential)
+			}
+			if image.PostLoad.Activation != nil && image.PostLoad.Activation.MAK != "" {
+				names = append(names, image.PostLoad.Activation.MAK)
+			}
 		}
 	}
 	slices.Sort(names)
