@@ -78,6 +78,11 @@ func (b Behaviour) windowsFaults(path string) []*ScriptError {
 			}
 		}
 	}
+	for script := range b.Codes {
+		if !slices.Contains(winos.ScriptNames(), script) {
+			all = append(all, &ScriptError{path + ".codes", script, fmt.Sprintf("name scripts that a Windows guest knows: %v", winos.ScriptNames())})
+		}
+	}
 	if b.CutsIn != "" && !slices.Contains(winos.ScriptNames(), b.CutsIn) {
 		all = append(all, &ScriptError{path + ".cuts_in", b.CutsIn, fmt.Sprintf("name one of the scripts that a Windows guest knows: %v", winos.ScriptNames())})
 	}
@@ -119,13 +124,14 @@ func (g *guest) installWindows(b Behaviour, h hardware) system {
 	for i, card := range g.interfaces(h.macs)[1:] { // without the loopback
 		adapters = append(adapters, winos.Adapter{Name: fmt.Sprintf("Ethernet%d", i), MAC: card.MAC, Address: card.Address, Gateway: card.Default, DHCP: true, Category: "Public"})
 	}
-	return winos.New(winos.Options{Image: *g.image.windows, Name: g.name, Adapters: adapters, Offset: b.ClockOffset.Std(), Setup: stages, CutsIn: b.CutsIn,
+	return winos.New(winos.Options{Image: *g.image.windows, Name: g.name, Adapters: adapters, Offset: b.ClockOffset.Std(), Setup: stages, Port: g.port(), Codes: b.Codes, CutsIn: b.CutsIn,
 		Hooks: winos.Hooks{
 			Reboot:  g.restart,
 			Channel: g.answer,
 			Drop: func() {
 				if t := g.current(); t != nil {
 					t.reset()
+					t.forgetShells()
 				}
 			},
 			Running: func(script string) bool { return g.executing(context.Background(), script) },

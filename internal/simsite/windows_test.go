@@ -116,12 +116,12 @@ func TestAWindowsGuestSpeaksSSH(t *testing.T) {
 	require.Equal(t, l.guest("vm-01").HostKey, shown)
 	require.Contains(t, string(client.ServerVersion()), "OpenSSH_for_Windows")
 
-	out, exit := run(t, client, powershell.Line(), copied(t, `C:\Berth\hello.txt`, "bytes"))
+	out, exit := run(t, client, powershell.Line(), copied(t, `C:\Windows\Temp\hello.txt`, "bytes"))
 	require.Zero(t, exit)
 	answer, err := powershell.ParseAnswer(remote.Result{Stdout: []byte(out)})
 	require.NoError(t, err)
 	require.Equal(t, powershell.ResultDone, answer.Result)
-	text, err := l.ReadFile("vm-01", "/C:/Berth/hello.txt")
+	text, err := l.ReadFile("vm-01", "/C:/Windows/Temp/hello.txt")
 	require.NoError(t, err)
 	require.Equal(t, "bytes", string(text))
 
@@ -131,9 +131,9 @@ func TestAWindowsGuestSpeaksSSH(t *testing.T) {
 	_, exit = run(t, client, powershell.Line(), unknown(t))
 	require.Equal(t, 1, exit)
 	require.Equal(t, 2, l.Counts("vm-01").Unknown, "commands and scripts that are not known are counted")
-	_, exit = run(t, client, powershell.Line(), strings.TrimSuffix(copied(t, `C:\Berth\cut.txt`, "bytes"), "end\n"))
+	_, exit = run(t, client, powershell.Line(), strings.TrimSuffix(copied(t, `C:\Windows\Temp\cut.txt`, "bytes"), "end\n"))
 	require.Equal(t, powershell.ExitCut, exit)
-	_, err = l.ReadFile("vm-01", "/C:/Berth/cut.txt")
+	_, err = l.ReadFile("vm-01", "/C:/Windows/Temp/cut.txt")
 	require.Error(t, err)
 }
 
@@ -141,17 +141,17 @@ func TestAWindowsGuestSpeaksWinRM(t *testing.T) {
 	l := windowsSite(t, "2022", "winrm", "{setup: "+talkative+"}")
 	l.load("vm-01", "")
 	l.until("it answers in OOBE", func() bool { g := l.guest("vm-01"); return g.Setup == winos.OOBE && g.Answering })
-	_, _, _, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Berth\early.txt`, "bytes"))
+	_, _, _, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Windows\Temp\early.txt`, "bytes"))
 	require.Error(t, err, "nobody can log in before the accounts are made")
 	l.completed()
-	_, _, _, err = l.winrmAs("guessed").RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Berth\early.txt`, "bytes"))
+	_, _, _, err = l.winrmAs("guessed").RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Windows\Temp\early.txt`, "bytes"))
 	require.Error(t, err)
 
-	out, errOut, exit, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Berth\hello.txt`, strings.Repeat("bytes", 20_000)))
+	out, errOut, exit, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Windows\Temp\hello.txt`, strings.Repeat("bytes", 20_000)))
 	require.NoError(t, err)
 	require.Zero(t, exit, errOut)
 	require.Contains(t, out, powershell.AnswerPrefix)
-	text, err := l.ReadFile("vm-01", "/C:/Berth/hello.txt")
+	text, err := l.ReadFile("vm-01", "/C:/Windows/Temp/hello.txt")
 	require.NoError(t, err)
 	require.Len(t, text, 100_000)
 
@@ -172,7 +172,7 @@ func TestTheChannelIsClosedInTheMiddleOfACommand(t *testing.T) {
 			l.load("vm-01", "")
 			l.completed()
 			try := func() error {
-				input := copied(t, `C:\Berth\hello.txt`, "bytes")
+				input := copied(t, `C:\Windows\Temp\hello.txt`, "bytes")
 				if channel == "winrm" {
 					_, _, _, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), input)
 					return err
@@ -185,7 +185,7 @@ func TestTheChannelIsClosedInTheMiddleOfACommand(t *testing.T) {
 				return session.Run(powershell.Line())
 			}
 			require.Error(t, try())
-			text, err := l.ReadFile("vm-01", "/C:/Berth/hello.txt")
+			text, err := l.ReadFile("vm-01", "/C:/Windows/Temp/hello.txt")
 			require.NoError(t, err)
 			require.Equal(t, "bytes", string(text))
 			require.NoError(t, try())
