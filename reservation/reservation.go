@@ -43,6 +43,15 @@ type Computer struct {
 	// Placement says where the provisioner puts it, in the provisioner's own words (vmware: folder, resource_pool,
 	// datastore, host). The provisioner checks them.
 	Placement map[string]string `json:"placement,omitempty"`
+	Public    *PublicNetwork    `json:"public,omitempty"` // a fixed public address; Windows guests only
+}
+
+// PublicNetwork is a fixed address of a computer's public interface.
+type PublicNetwork struct {
+	Interface string   `json:"interface"` // as the guest names it, such as "Ethernet 2"
+	Address   string   `json:"address"`   // address/bits
+	Gateway   string   `json:"gateway,omitempty"`
+	DNS       []string `json:"dns,omitempty"`
 }
 
 // OSFamily chooses the OS module.
@@ -107,12 +116,26 @@ const (
 
 // Control says how a loaded image's OS is reached.
 type Control struct {
-	Channel    string `json:"channel"`            // "ssh" (later "winrm")
-	User       string `json:"user"`               // who the channel logs in as
-	Port       int    `json:"port,omitempty"`     // 0 is the channel's own (ssh: 22)
-	Credential string `json:"credential"`         // the name of the worker's secret to log in with
-	HostKey    string `json:"host_key,omitempty"` // HostKeyHanded or HostKeyFirst; "" lets the provisioner choose
+	Channel     string `json:"channel"`               // ChannelSSH or ChannelWinRM
+	User        string `json:"user"`                  // who the channel logs in as
+	Port        int    `json:"port,omitempty"`        // 0 is the channel's own (ssh: 22, winrm: 5986)
+	Credential  string `json:"credential"`            // the name of the worker's secret to log in with
+	HostKey     string `json:"host_key,omitempty"`    // ssh: HostKeyHanded or HostKeyFirst; "" lets the provisioner choose
+	Certificate string `json:"certificate,omitempty"` // winrm: HostKeyFirst pins the first one shown, as does ""; else a PEM file of authorities
+	Auth        string `json:"auth,omitempty"`        // winrm: AuthNTLM or AuthBasic; "" is AuthNTLM
 }
+
+// The control channels.
+const (
+	ChannelSSH   = "ssh"
+	ChannelWinRM = "winrm"
+)
+
+// How WinRM logs in; both inside TLS.
+const (
+	AuthNTLM  = "ntlm"
+	AuthBasic = "basic"
+)
 
 // PostLoadOptions are an image's wishes for its configuration.
 type PostLoadOptions struct {
@@ -120,6 +143,28 @@ type PostLoadOptions struct {
 	PublicInterface   string   `json:"public_interface,omitempty"`   // "" is the one with the default route
 	ManagementSources []string `json:"management_sources,omitempty"` // CIDRs that may reach the control port; empty: the worker's own address
 	Scripts           []string `json:"scripts,omitempty"`            // site script sets to run beside "all"; each names a folder
+
+	// For Windows images only.
+	RDPPort    int         `json:"rdp_port,omitempty"`    // 0 is 3389
+	RDPSources []string    `json:"rdp_sources,omitempty"` // CIDRs that Remote Desktop is allowed from; empty: left as the image has it
+	Domain     *Domain     `json:"domain,omitempty"`
+	Activation *Activation `json:"activation,omitempty"`
+	Updates    string      `json:"updates,omitempty"` // the image's folder of update packages (.cab) to install
+}
+
+// Domain is an Active Directory domain that a guest joins.
+type Domain struct {
+	Name       string `json:"name"`         // its DNS name
+	OU         string `json:"ou,omitempty"` // where the computer's account is made, such as "OU=Lab,DC=example,DC=org"
+	User       string `json:"user"`         // who may join computers
+	Credential string `json:"credential"`   // the name of the worker's secret that is the password
+}
+
+// Activation says how a Windows is activated: by KMS servers, the first that does it, or with a key of its own.
+type Activation struct {
+	KMS []string `json:"kms,omitempty"` // host or host:port (1688), in order
+	Key string   `json:"key,omitempty"` // the volume licence's public client key that goes with KMS; "": the image's own
+	MAK string   `json:"mak,omitempty"` // the name of the worker's secret that is the key
 }
 
 // Limits are the time limits of one attempt. A zero means "not said here".
@@ -127,6 +172,7 @@ type Limits struct {
 	Load          Duration `json:"load,omitzero"`           // bits on the disk, powered on
 	InitialDelay  Duration `json:"initial_delay,omitzero"`  // before the first look at the guest is due; earlier answers are taken
 	Response      Duration `json:"response,omitzero"`       // how long the OS may take to answer and finish its set-up
+	NoProgress    Duration `json:"no_progress,omitzero"`    // how long nothing may change while the OS sets itself up; 0: not watched
 	ResponseAgain Duration `json:"response_again,omitzero"` // the second wait, after a power reset; 0 in a table row means no reset
 	Configure     Duration `json:"configure,omitzero"`      // configuring the OS once it has answered
 	Settle        Duration `json:"settle,omitzero"`         // how long the guest's boot must stay the same before it counts as up
@@ -143,6 +189,7 @@ func (l Limits) Over(other Limits) Limits {
 	pick(&l.Load, other.Load)
 	pick(&l.InitialDelay, other.InitialDelay)
 	pick(&l.Response, other.Response)
+	pick(&l.NoProgress, other.NoProgress)
 	pick(&l.ResponseAgain, other.ResponseAgain)
 	pick(&l.Configure, other.Configure)
 	pick(&l.Settle, other.Settle)
@@ -165,6 +212,7 @@ func (l Limits) Stretched(n int) Limits {
 	}
 	l.Load = stretch(l.Load)
 	l.Response = stretch(l.Response)
+	l.NoProgress = stretch(l.NoProgress)
 	l.ResponseAgain = stretch(l.ResponseAgain)
 	l.Configure = stretch(l.Configure)
 	return l
@@ -229,7 +277,38 @@ func (c Computer) Validate() error {
 	if c.MemoryMiB < 0 || c.MemoryMiB > 64<<20 {
 		faults = append(faults, &FieldError{Field: "computer.memory_mib", Value: strconv.Itoa(c.MemoryMiB), Remedy: "give the memory in MiB, or leave it out to keep the image's own"})
 	}
+	faults = append(faults, c.Public.validate())
 	return errors.Join(faults...)
+}
+
+func (n *PublicNetwork) validate() error {
+	if n == nil {
+		return nil
+	}
+	var faults []error
+	if !plain(n.Interface, 64) {
+		faults = append(faults, &FieldError{Field: "computer.public.interface", Value: n.Interface, Remedy: "write the interface's name as the guest shows it, such as Ethernet 2"})
+	}
+	if prefix, err := netip.ParsePrefix(n.Address); err != nil || !prefix.Addr().Is4() {
+		faults = append(faults, &FieldError{Field: "computer.public.address", Value: n.Address, Remedy: "write an IPv4 address with its bits, such as 192.0.2.7/24"})
+	}
+	address := func(field, value string) {
+		if ip, err := netip.ParseAddr(value); err != nil || !ip.Is4() {
+			faults = append(faults, &FieldError{Field: field, Value: value, Remedy: "write an IPv4 address, such as 192.0.2.1"})
+		}
+	}
+	if n.Gateway != "" {
+		address("computer.public.gateway", n.Gateway)
+	}
+	for i, server := range n.DNS {
+		address(fmt.Sprintf("computer.public.dns[%d]", i), server)
+	}
+	return errors.Join(faults...)
+}
+
+// plain says whether a text has 1 to most characters, none of which is a control character.
+func plain(text string, most int) bool {
+	return text != "" && len(text) <= most && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
 // Validate returns every fault of the image, joined, each a *FieldError.
@@ -269,8 +348,104 @@ func (i Image) Validate() error {
 	for n, set := range i.PostLoad.Scripts {
 		faults = append(faults, CheckName(fmt.Sprintf("image.post_load.scripts[%d]", n), set))
 	}
-	faults = append(faults, i.Limits.validate())
+	faults = append(faults, i.Control.validate(i.OS.Family), i.PostLoad.validateWindows(i.OS.Family), i.Limits.validate())
 	return errors.Join(faults...)
+}
+
+// validate checks what only one channel has.
+func (c Control) validate(family OSFamily) error {
+	var faults []error
+	fault := func(field, value, remedy string) {
+		faults = append(faults, &FieldError{Field: "image.control." + field, Value: value, Remedy: remedy})
+	}
+	if c.Channel != ChannelWinRM {
+		if c.Certificate != "" {
+			fault("certificate", c.Certificate, "only winrm shows a certificate: leave it out")
+		}
+		if c.Auth != "" {
+			fault("auth", c.Auth, "only winrm has it: leave it out")
+		}
+		return errors.Join(faults...)
+	}
+	if family == Linux {
+		fault("channel", c.Channel, "Linux images are controlled by ssh")
+	}
+	if c.HostKey != "" {
+		fault("host_key", c.HostKey, "winrm has no host key: leave it out, or write certificate")
+	}
+	if c.Auth != "" && c.Auth != AuthNTLM && c.Auth != AuthBasic {
+		fault("auth", c.Auth, "write "+AuthNTLM+" or "+AuthBasic+", or leave it out for "+AuthNTLM)
+	}
+	return errors.Join(faults...)
+}
+
+// validateWindows checks what only Windows images have.
+func (o PostLoadOptions) validateWindows(family OSFamily) error {
+	var faults []error
+	fault := func(field, value, remedy string) {
+		faults = append(faults, &FieldError{Field: "image.post_load." + field, Value: value, Remedy: remedy})
+	}
+	if family == Linux {
+		for field, there := range map[string]bool{"rdp_port": o.RDPPort != 0, "rdp_sources": len(o.RDPSources) > 0, "domain": o.Domain != nil,
+			"activation": o.Activation != nil, "updates": o.Updates != ""} {
+			if there {
+				fault(field, "", "only a Windows image has it: leave it out")
+			}
+		}
+		return errors.Join(faults...)
+	}
+	if o.RDPPort < 0 || o.RDPPort > 65535 {
+		fault("rdp_port", strconv.Itoa(o.RDPPort), "give a TCP port, 1 to 65535, or leave it out for 3389")
+	}
+	if o.RDPPort != 0 && len(o.RDPSources) == 0 {
+		fault("rdp_sources", "", "say from which networks Remote Desktop is allowed, such as 10.0.0.0/8, or leave rdp_port out, too")
+	}
+	for n, cidr := range o.RDPSources {
+		if _, err := netip.ParsePrefix(cidr); err != nil {
+			fault(fmt.Sprintf("rdp_sources[%d]", n), cidr, "write a network as address/bits, such as 10.1.0.0/16")
+		}
+	}
+	if o.Updates != "" && (!plain(o.Updates, 200) || len(o.Updates) < 4 || o.Updates[1:3] != `:\`) {
+		fault("updates", o.Updates, `write a folder of the image, such as C:\Updates`)
+	}
+	if d := o.Domain; d != nil {
+		if !dotted(d.Name) || len(d.Name) > 253 {
+			fault("domain.name", d.Name, "write the domain's DNS name, such as ad.example.org")
+		}
+		if d.OU != "" && !plain(d.OU, 1024) {
+			fault("domain.ou", d.OU, "write the place's distinguished name, such as OU=Lab,DC=example,DC=org")
+		}
+		if !plain(d.User, 256) {
+			fault("domain.user", d.User, `name who joins computers, such as join@ad.example.org`)
+		}
+		faults = append(faults, CheckName("image.post_load.domain.credential", d.Credential))
+	}
+	if a := o.Activation; a != nil {
+		if len(a.KMS) == 0 && a.MAK == "" {
+			fault("activation", "", "give kms, a list of servers, or mak, the name of the secret that is the key")
+		}
+		for n, server := range a.KMS {
+			faults = append(faults, CheckAddress(fmt.Sprintf("image.post_load.activation.kms[%d]", n), server))
+		}
+		if a.Key != "" && !productKey(a.Key) {
+			fault("activation.key", a.Key, "write the client key as five groups of five characters")
+		}
+		if a.MAK != "" {
+			faults = append(faults, CheckName("image.post_load.activation.mak", a.MAK))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// productKey says whether a text is XXXXX-XXXXX-XXXXX-XXXXX-XXXXX.
+func productKey(text string) bool {
+	groups := strings.Split(text, "-")
+	for _, group := range groups {
+		if len(group) != 5 || strings.Trim(group, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") != "" {
+			return false
+		}
+	}
+	return len(groups) == 5
 }
 
 func (l Limits) validate() error {
@@ -283,6 +458,7 @@ func (l Limits) validate() error {
 	check("load", l.Load)
 	check("initial_delay", l.InitialDelay)
 	check("response", l.Response)
+	check("no_progress", l.NoProgress)
 	check("response_again", l.ResponseAgain)
 	check("configure", l.Configure)
 	check("settle", l.Settle)

@@ -136,6 +136,10 @@ func TestEveryFaultHasItsLineFieldValueAndRemedy(t *testing.T) {
 		"a name that is not allowed":                  {"name: debian12", "name: Debian_12", fault{9, "images[0].name", "Debian_12", "use 1 to 63 of a-z"}},
 		"an image without a revision":                 {"    revision: 3\n", "", fault{9, "images[0].revision", "0", "1 or more"}},
 		"an unknown OS family":                        {"family: linux", "family: linus", fault{11, "images[0].os.family", "linus", "linux or windows"}},
+		"a certificate of another channel":            {"user: root", "user: root, certificate: ca.pem", fault{13, "images[0].control.certificate", "ca.pem", "only winrm"}},
+		"winrm for Linux":                             {"channel: ssh", "channel: winrm", fault{13, "images[0].control.channel", "winrm", "controlled by ssh"}},
+		"a domain for Linux":                          {"revision: 3", "revision: 3\n    post_load: {domain: {name: a.b, user: u, credential: key}}", fault{11, "images[0].post_load.domain", "", "only a Windows image"}},
+		"a fixed address that is none":                {"address: 10.0.0.1", "address: 10.0.0.1\n    public: {interface: Public, address: 192.0.2.7}", fault{18, "computers[0].public.address", "192.0.2.7", "with its bits"}},
 		"two images of one name and revision":         {"computers:", "  - {name: debian12, revision: 3, os: {family: linux}, sources: {vmware: {template: t}}, control: {channel: ssh, user: root, credential: key}}\ncomputers:", fault{14, "images[1].name", "debian12-r3", "line 9"}},
 		"an image named like another's revision":      {"computers:", "  - {name: debian12-r3, revision: 1, os: {family: linux}, sources: {vmware: {template: t}}, control: {channel: ssh, user: root, credential: key}}\ncomputers:", fault{14, "images[1].name", "debian12-r3", "line 9"}},
 		"an image that no provisioner finds":          {"    sources: {vmware: {template: t}}\n", "", fault{9, "images[0].sources", "", "for one provisioner at least"}},
@@ -365,4 +369,71 @@ func TestALargeCatalogIsReadAsAWhole(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, c.Computers, 10_001)
 	t.Logf("10,001 computers in %s", time.Since(began))
+}
+
+// windows is base with a Windows image.
+func windows(image string) string {
+	return strings.Replace(base, `    os: {family: linux, version: "12"}
+    sources: {vmware: {template: t}}
+    control: {channel: ssh, user: root, credential: key}
+`, image, 1)
+}
+
+func TestAWindowsImageIsReadWhole(t *testing.T) {
+	c, err := loadText(t, windows(`    os: {family: windows, version: "2022"}
+    sysprep: true
+    sources: {vmware: {template: t}}
+    control: {channel: winrm, user: berth, credential: key, certificate: first-handshake, auth: basic}
+    limits: {no_progress: 20m}
+    post_load:
+      rdp_port: 3390
+      rdp_sources: [10.0.0.0/8]
+      domain: {name: ad.example.org, ou: "OU=Lab,DC=example,DC=org", user: join, credential: password}
+      activation: {kms: [kms.example.org, "kms2.example.org:1689"], key: AAAAA-BBBBB-CCCCC-DDDDD-EEEEE, mak: password}
+      updates: 'C:\Updates'
+`), Options{})
+	require.NoError(t, err)
+	image := c.Images[0]
+	require.Equal(t, reservation.Control{Channel: "winrm", User: "berth", Credential: "key", Certificate: "first-handshake", Auth: "basic"}, image.Control)
+	require.Equal(t, 20*time.Minute, image.Limits.NoProgress.Std())
+	require.Equal(t, &reservation.Domain{Name: "ad.example.org", OU: "OU=Lab,DC=example,DC=org", User: "join", Credential: "password"}, image.PostLoad.Domain)
+	require.Equal(t, &reservation.Activation{KMS: []string{"kms.example.org", "kms2.example.org:1689"}, Key: "AAAAA-BBBBB-CCCCC-DDDDD-EEEEE", MAK: "password"}, image.PostLoad.Activation)
+	require.Equal(t, []string{"key", "password"}, c.SecretsOf([]string{"vmware"}, nil))
+}
+
+func TestEveryFaultOfAWindowsImageHasItsLine(t *testing.T) {
+	const head = `    os: {family: windows, version: "10"}
+    sources: {vmware: {template: t}}
+`
+	for name, test := range map[string]struct {
+		lines        string // from line 13 on
+		line         int
+		field, value string
+		remedy       string
+	}{
+		"an unknown way to log in": {"    control: {channel: winrm, user: u, credential: key, auth: kerberos}\n", 13, "control.auth", "kerberos", "ntlm or basic"},
+		"a host key of winrm":      {"    control: {channel: winrm, user: u, credential: key, host_key: handed}\n", 13, "control.host_key", "handed", "winrm has no host key"},
+		"a network that is none":   {"    control: {channel: ssh, user: u, credential: key}\n    post_load: {rdp_sources: [10.0.0.1]}\n", 14, "post_load.rdp_sources[0]", "10.0.0.1", "address/bits"},
+		"a port without networks":  {"    control: {channel: ssh, user: u, credential: key}\n    post_load: {rdp_port: 3389}\n", 14, "post_load.rdp_sources", "", "leave rdp_port out"},
+		"a domain's unknown secret": {"    control: {channel: ssh, user: u, credential: key}\n    post_load: {domain: {name: a.example, user: u, credential: pasword}}\n",
+			14, "post_load.domain.credential", "pasword", "did you mean password?"},
+		"a domain without a name": {"    control: {channel: ssh, user: u, credential: key}\n    post_load: {domain: {user: u, credential: key}}\n", 14, "post_load.domain.name", "", "DNS name"},
+		"a key written into the catalog": {"    control: {channel: ssh, user: u, credential: key}\n    post_load: {activation: {mak: maak}}\n",
+			14, "post_load.activation.mak", "maak", "no such secret"},
+		"no way to activate":        {"    control: {channel: ssh, user: u, credential: key}\n    post_load: {activation: {}}\n", 14, "post_load.activation", "", "give kms"},
+		"a KMS server that is none": {"    control: {channel: ssh, user: u, credential: key}\n    post_load: {activation: {kms: ['a b']}}\n", 14, "post_load.activation.kms[0]", "a b", "host name"},
+		"a folder that is none":     {"    control: {channel: ssh, user: u, credential: key}\n    post_load: {updates: updates}\n", 14, "post_load.updates", "updates", `C:\Updates`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := loadText(t, windows(head+test.lines), Options{})
+			var all *Error
+			require.ErrorAs(t, err, &all)
+			require.Len(t, all.Faults, 1, "%s", err)
+			got := all.Faults[0]
+			require.Equal(t, test.line, got.Line)
+			require.Equal(t, "images[0]."+test.field, got.Field)
+			require.Equal(t, test.value, got.Value)
+			require.Contains(t, got.Remedy, test.remedy)
+		})
+	}
 }

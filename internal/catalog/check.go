@@ -27,7 +27,7 @@ func provisionerTypes(options Options) []string {
 }
 
 // channels returns the control channels that an image may name.
-func channels() []string { return []string{"ssh", "winrm"} }
+func channels() []string { return []string{reservation.ChannelSSH, reservation.ChannelWinRM} }
 
 // check records every fault of a decoded catalog, and fills in what a computer takes from its site.
 func check(d *decoder, c *content, options Options) {
@@ -225,6 +225,12 @@ func (k *checker) images() {
 			k.fault(under(path, "control.user"), "", "name the user that the control channel logs in as")
 		}
 		k.secret(under(path, "control.credential"), image.Control.Credential)
+		if image.PostLoad.Domain != nil {
+			k.secret(under(path, "post_load.domain.credential"), image.PostLoad.Domain.Credential)
+		}
+		if image.PostLoad.Activation != nil && image.PostLoad.Activation.MAK != "" {
+			k.secret(under(path, "post_load.activation.mak"), image.PostLoad.Activation.MAK)
+		}
 		for _, name := range slices.Sorted(maps.Keys(image.Sources)) {
 			at := under(path, "sources."+name)
 			if !slices.Contains(k.types, name) {
@@ -397,7 +403,7 @@ func (a addresses) claim(address, field string) (string, bool) {
 }
 
 // SecretsOf returns the names of the secrets that serving the given sites and images' provisioners needs, sorted: the
-// sites' credentials, and the control credentials of the images that have a source for a provisioner type.
+// sites' credentials, and the credentials of the images that have a source for a provisioner type.
 func (c *Catalog) SecretsOf(types, sites []string) []string {
 	var names []string
 	for _, site := range c.Sites {
@@ -408,6 +414,12 @@ func (c *Catalog) SecretsOf(types, sites []string) []string {
 	for _, image := range c.Images {
 		if slices.ContainsFunc(types, func(name string) bool { _, ok := image.Sources[name]; return ok }) {
 			names = append(names, image.Control.Credential)
+			if image.PostLoad.Domain != nil {
+				names = append(names, image.PostLoad.Domain.Credential)
+			}
+			if image.PostLoad.Activation != nil && image.PostLoad.Activation.MAK != "" {
+				names = append(names, image.PostLoad.Activation.MAK)
+			}
 		}
 	}
 	slices.Sort(names)
