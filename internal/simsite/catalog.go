@@ -85,7 +85,7 @@ func (s *Site) Images() []reservation.Image {
 	var images []reservation.Image
 	for _, t := range s.script.Templates {
 		os := reservation.OS{Family: reservation.Linux, Version: "12", Architecture: "x86_64"}
-		control := reservation.Control{Channel: channelSSH, User: "root", Port: 22, Credential: loginSecret, HostKey: reservation.HostKeyHanded}
+		control := reservation.Control{Channel: reservation.ChannelSSH, User: "root", Port: 22, Credential: loginSecret, HostKey: reservation.HostKeyHanded}
 		name := "debian12"
 		switch t.Distribution {
 		case guestos.Ubuntu2404:

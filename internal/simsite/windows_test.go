@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,9 +17,11 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh"
 
+	"berth/internal/catalog"
 	"berth/internal/simsite/winos"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/powershell"
+	"berth/reservation"
 )
 
 // A set-up that answers before it is over, and lets nobody in while accounts are made.
@@ -47,7 +50,7 @@ func (l *lab) address() string { return l.Computers()[0].Address }
 // sshAs logs in to the first computer with its administrator's password.
 func (l *lab) sshAs(password string) (*ssh.Client, string, error) {
 	shown := ""
-	client, err := ssh.Dial("tcp", l.address(), &ssh.ClientConfig{User: "Administrator", Auth: []ssh.AuthMethod{ssh.Password(password)}, Timeout: 10 * time.Second,
+	client, err := ssh.Dial("tcp", l.address(), &ssh.ClientConfig{User: windowsUser, Auth: []ssh.AuthMethod{ssh.Password(password)}, Timeout: 10 * time.Second,
 		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error { shown = ssh.FingerprintSHA256(key); return nil }})
 	if err == nil {
 		l.t.Cleanup(func() { client.Close() })
@@ -79,7 +82,7 @@ func (l *lab) winrmAs(password string) *winrm.Client {
 	endpoint.TLSServerName = l.windows().Hostname()
 	parameters := winrm.NewParameters("PT20S", "en-US", 153600)
 	parameters.TransportDecorator = func() winrm.Transporter { return &winrm.ClientNTLM{} }
-	client, err := winrm.NewClientWithParameters(endpoint, "Administrator", password, parameters)
+	client, err := winrm.NewClientWithParameters(endpoint, windowsUser, password, parameters)
 	require.NoError(l.t, err)
 	return client
 }
@@ -275,4 +278,21 @@ func TestAWindowsScriptIsChecked(t *testing.T) {
 			require.ErrorContains(t, err, test.want)
 		})
 	}
+}
+
+func TestACatalogOfWindowsImagesIsOneThatBerthReads(t *testing.T) {
+	l := start(t, `templates: [{name: windows2022-template, windows: "2022", sysprep: true, channel: winrm, snapshots: [r1]}, {name: windowsxp-template, windows: xp, snapshots: [r1]}]`, 1)
+	c, err := catalog.Load(l.Catalog(), catalog.Options{})
+	require.NoError(t, err)
+	for name, want := range map[string]struct{ version, channel string }{"windows2022": {"2022", "winrm"}, "windowsxp": {"xp", "ssh"}} {
+		image, err := c.Image(name)
+		require.NoError(t, err)
+		require.Equal(t, reservation.Windows, image.OS.Family)
+		require.Equal(t, want.version, image.OS.Version)
+		require.Equal(t, want.channel, image.Control.Channel)
+		require.Equal(t, name == "windows2022", image.Sysprep)
+	}
+	password, err := os.ReadFile(c.Secrets["windows-admin"].File)
+	require.NoError(t, err)
+	require.Equal(t, l.WindowsPassword(), strings.TrimSpace(string(password)))
 }

@@ -16,7 +16,7 @@ import (
 type Image struct {
 	Version  Version
 	Sysprep  bool   // generalized: its clones set themselves up first
-	User     string // who may log in; "" is Administrator
+	User     string // who may log in, beside Administrator; "" is nobody else
 	Password string // that user's
 	// AuthorizedKeys is what administrators_authorized_keys holds; "" is none.
 	AuthorizedKeys string
