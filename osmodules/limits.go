@@ -132,9 +132,10 @@ func (r LimitRow) matches(version string) int {
 		return 0
 	}
 	version = strings.ToLower(version)
-	for _, word := range []string{"microsoft", "windows", "server", " ", "_"} {
+	for _, word := range []string{"microsoft", "windows", "server"} {
 		version = strings.ReplaceAll(version, word, "")
 	}
+	version = strings.ReplaceAll(strings.TrimSpace(version), " r2", "r2")
 	best := -1
 	for _, name := range r.Versions {
 		rest, ok := strings.CutPrefix(version, name)

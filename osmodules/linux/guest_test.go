@@ -14,6 +14,7 @@ import (
 	xssh "golang.org/x/crypto/ssh"
 
 	"berth/osmodules"
+	"berth/osmodules/climb"
 	"berth/osmodules/remote/ssh"
 	"berth/osmodules/remote/ssh/sshtest"
 	"berth/reservation"
@@ -138,7 +139,7 @@ func (g *guest) module(t testing.TB, change ...func(*Options)) *Module {
 	m, err := New(options)
 	require.NoError(t, err)
 	ms := time.Millisecond
-	m.pace = pace{early: span{20 * ms, 30 * ms}, due: span{10 * ms, 20 * ms}, late: span{20 * ms, 30 * ms}, setup: span{10 * ms, 30 * ms},
+	m.pace = pace{early: climb.Span{From: 20 * ms, To: 30 * ms}, due: climb.Span{From: 10 * ms, To: 20 * ms}, late: climb.Span{From: 20 * ms, To: 30 * ms}, setup: climb.Span{From: 10 * ms, To: 30 * ms},
 		refused: []time.Duration{20 * ms}, look: 200 * ms, reconnect: 600 * ms, nonce: 2 * time.Second, probe: 2 * time.Second, reconnects: 3}
 	if g.sandbox != nil {
 		m.root = g.sandbox.root

@@ -6,8 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"berth/osmodules"
+	"berth/osmodules/climb"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/ssh"
 	"berth/reservation"
@@ -76,7 +75,7 @@ type ladder struct {
 	refusals int       // of our authentication, one after the other
 	last     error     // what went wrong last
 	unreset  error     // why the power reset could not be given
-	host     hostCache
+	host     climb.HostCache
 
 	// The dial's callbacks come from goroutines of its own.
 	mu       sync.Mutex
@@ -108,7 +107,7 @@ func (l *ladder) wait(ctx context.Context) (osmodules.Answer, error) {
 		}
 		pause := l.pause(err, began)
 		if remaining := time.Until(l.limit); remaining > 0 {
-			if err := sleep(ctx, min(pause, remaining), nil); err != nil {
+			if err := climb.Sleep(ctx, min(pause, remaining), nil); err != nil {
 				return osmodules.Answer{}, err
 			}
 			continue
@@ -201,7 +200,7 @@ func (l *ladder) silent(answered bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	limits := l.request.Limits
-	reason := fmt.Sprintf("the guest is not up: it hung at %s for %s", l.rung, round(time.Since(l.since)))
+	reason := fmt.Sprintf("the guest is not up: it hung at %s for %s", l.rung, climb.Round(time.Since(l.since)))
 	switch {
 	case answered:
 		reason = fmt.Sprintf("the guest had answered at %s and does so no more: it hangs at %s", l.report.Kept(keepAnswered), l.rung)
@@ -238,7 +237,7 @@ func (l *ladder) pause(err error, began time.Time) time.Duration {
 		between = pace.late
 	}
 	// Counted from the last try's begin, so that a try that waited for its own limit is followed by the next at once.
-	return max(between.jittered()-time.Since(began), between.from/10)
+	return max(between.Jittered()-time.Since(began), between.From/10)
 }
 
 // climb makes one connection and goes as far up as it gets. within ends with the wait's limit; whole does not: a guest
@@ -251,7 +250,7 @@ func (l *ladder) climb(within, whole context.Context) (osmodules.Answer, error) 
 	}
 	l.mu.Unlock()
 	var err error
-	if aim.Address, err = l.host.resolve(within, aim.Address); err != nil {
+	if aim.Address, err = l.host.Resolve(within, aim.Address); err != nil {
 		return osmodules.Answer{}, &ssh.RungError{Rung: ssh.RungTCP, Err: err}
 	}
 	client, err := l.module.options.Dialer.Dial(within, aim)
@@ -300,7 +299,7 @@ func (l *ladder) examine(within, whole context.Context, client *ssh.Client) erro
 	if l.report.Kept(keepBoot) != boot {
 		settle := l.request.Limits.Settle.Std()
 		l.show(rungSettle, fmt.Sprintf("the boot id must stay for %s", settle))
-		if err := sleep(whole, settle, client.Done()); err != nil {
+		if err := climb.Sleep(whole, settle, client.Done()); err != nil {
 			return err
 		}
 		now, err := l.readBoot(whole, client)
@@ -355,7 +354,7 @@ func (l *ladder) readBoot(ctx context.Context, client *ssh.Client) (string, erro
 func (l *ladder) finished(ctx context.Context, client *ssh.Client, boot string) error {
 	l.show(rungSetup, "")
 	pace := l.module.pace
-	for pause := pace.setup.from; ; pause = min(pause*3/2, pace.setup.to) {
+	for pause := pace.setup.From; ; pause = min(pause*3/2, pace.setup.To) {
 		o, err := l.module.execute(ctx, client, "setup.sh", nil, "", pace.probe)
 		if err != nil {
 			return err
@@ -372,7 +371,7 @@ func (l *ladder) finished(ctx context.Context, client *ssh.Client, boot string) 
 			return nil
 		}
 		l.note(errors.New(state.detail))
-		if err := sleep(ctx, pause, client.Done()); err != nil {
+		if err := climb.Sleep(ctx, pause, client.Done()); err != nil {
 			return err
 		}
 	}
@@ -488,33 +487,4 @@ func text(err error) string {
 		return "no answer"
 	}
 	return err.Error()
-}
-
-// hostCache keeps a host name's address for some seconds: 1,000 guests that are tried twice a second must not ask the
-// name service as often.
-type hostCache struct {
-	address string
-	until   time.Time
-}
-
-func (h *hostCache) resolve(ctx context.Context, address string) (string, error) {
-	const keep, limit = 10 * time.Second, 3 * time.Second
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return "", err
-	}
-	if _, err := netip.ParseAddr(host); err == nil {
-		return address, nil
-	}
-	if time.Now().Before(h.until) {
-		return h.address, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return "", err
-	}
-	h.address, h.until = net.JoinHostPort(found[0].Unmap().String(), port), time.Now().Add(keep)
-	return h.address, nil
 }

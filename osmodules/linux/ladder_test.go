@@ -530,20 +530,6 @@ func relay(conn net.Conn, address string) {
 	io.Copy(conn, other)
 }
 
-func TestAHostNameIsLookedUpNowAndThen(t *testing.T) {
-	var cache hostCache
-	address, err := cache.resolve(t.Context(), "localhost:22")
-	require.NoError(t, err)
-	require.Contains(t, []string{"127.0.0.1:22", "[::1]:22"}, address)
-	cache.address = "192.0.2.1:22"
-	address, err = cache.resolve(t.Context(), "localhost:22")
-	require.NoError(t, err)
-	require.Equal(t, "192.0.2.1:22", address)
-	address, err = cache.resolve(t.Context(), "[2001:db8::1]:22")
-	require.NoError(t, err)
-	require.Equal(t, "[2001:db8::1]:22", address)
-}
-
 func TestTheControlAddressTakesItsPortFromTheNearest(t *testing.T) {
 	for given, want := range map[string]string{
 		"vm-01": "vm-01:2222", "10.0.0.1": "10.0.0.1:2222", "10.0.0.1:99": "10.0.0.1:99", "2001:db8::1": "[2001:db8::1]:2222", "[2001:db8::1]:99": "[2001:db8::1]:99",

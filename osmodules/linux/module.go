@@ -1,10 +1,8 @@
 package linux
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strconv"
@@ -14,7 +12,9 @@ import (
 	"github.com/rs/zerolog"
 
 	"berth/osmodules"
+	"berth/osmodules/climb"
 	"berth/osmodules/remote/ssh"
+	"berth/osmodules/sitescripts"
 	"berth/reservation"
 )
 
@@ -43,7 +43,7 @@ func New(options Options) (*Module, error) {
 		faults = append(faults, errors.New("the Linux module has no dialer: give Options.Dialer"))
 	}
 	if options.ScriptsDir != "" {
-		faults = append(faults, checkScripts(options.ScriptsDir))
+		faults = append(faults, sitescripts.Check(options.ScriptsDir, sitescripts.Program))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
@@ -56,8 +56,8 @@ func New(options Options) (*Module, error) {
 
 // pace is how often what is tried.
 type pace struct {
-	early, due, late span            // between two dials, begin to begin
-	setup            span            // between two looks at the set-up; the second is reached by and by
+	early, due, late climb.Span      // between two dials, begin to begin
+	setup            climb.Span      // between two looks at the set-up; the second is reached by and by
 	refused          []time.Duration // after a refused authentication; the last repeats
 	look             time.Duration   // the least that a wait gets, however late its limit is
 	reconnect        time.Duration   // for coming back to a guest that had answered
@@ -68,10 +68,10 @@ type pace struct {
 
 func defaultPace() pace {
 	return pace{
-		early:       span{800 * time.Millisecond, 1200 * time.Millisecond},
-		due:         span{250 * time.Millisecond, 700 * time.Millisecond},
-		late:        span{600 * time.Millisecond, 950 * time.Millisecond},
-		setup:       span{time.Second, 3 * time.Second},
+		early:       climb.Span{From: 800 * time.Millisecond, To: 1200 * time.Millisecond},
+		due:         climb.Span{From: 250 * time.Millisecond, To: 700 * time.Millisecond},
+		late:        climb.Span{From: 600 * time.Millisecond, To: 950 * time.Millisecond},
+		setup:       climb.Span{From: time.Second, To: 3 * time.Second},
 		refused:     []time.Duration{time.Second, 2 * time.Second, 5 * time.Second},
 		look:        30 * time.Second,
 		reconnect:   60 * time.Second,
@@ -79,31 +79,6 @@ func defaultPace() pace {
 		probe:       60 * time.Second,
 		addressWait: addressWait,
 		reconnects:  3,
-	}
-}
-
-// span is a range of durations.
-type span struct{ from, to time.Duration }
-
-// jittered returns a random duration of the span, so that 1,000 guests are not all tried at once.
-func (s span) jittered() time.Duration {
-	if s.to <= s.from {
-		return s.from
-	}
-	return s.from + rand.N(s.to-s.from)
-}
-
-// sleep waits for d or until ctx ends, which is its error, or until stop is closed, which is none.
-func sleep(ctx context.Context, d time.Duration, stop <-chan struct{}) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-stop:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
@@ -181,12 +156,4 @@ func (m *Module) logger(request osmodules.Request) zerolog.Logger {
 		Int("attempt", request.Attempt.Number).
 		Str("phase", string(reservation.PhasePostLoad)).
 		Logger()
-}
-
-// round makes a duration fit for a person.
-func round(d time.Duration) time.Duration {
-	if d >= 10*time.Second {
-		return d.Round(time.Second)
-	}
-	return d.Round(100 * time.Millisecond)
 }

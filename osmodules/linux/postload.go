@@ -2,7 +2,6 @@ package linux
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +13,10 @@ import (
 	"github.com/rs/zerolog"
 
 	"berth/osmodules"
+	"berth/osmodules/climb"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/ssh"
+	"berth/osmodules/sitescripts"
 	"berth/reservation"
 )
 
@@ -117,13 +118,13 @@ func (c *configuration) steps() ([]step, error) {
 		{name: "hostname", script: "hostname.sh", limit: 30 * time.Second, onFailure: orReload, prepare: c.hostname},
 	}
 	if c.module.options.ScriptsDir != "" {
-		found, err := readScripts(c.module.options.ScriptsDir, image.PostLoad.Scripts)
+		found, err := sitescripts.Read(c.module.options.ScriptsDir, image.PostLoad.Scripts, sitescripts.Program)
 		if err != nil {
 			return nil, err // the site's folder is ours to mend, not the image's
 		}
 		for _, script := range found {
-			steps = append(steps, step{name: "script " + script.name, script: "site.sh", limit: script.limit, onFailure: script.onFailure, own: true,
-				prepare: func() (values, string, *skip) { return c.site(script), script.text, nil }})
+			steps = append(steps, step{name: "script " + script.Name, script: "site.sh", limit: script.Limit, onFailure: onFailure(script.OnFailure), own: true,
+				prepare: func() (values, string, *skip) { return c.site(script), script.Text, nil }})
 		}
 	} else if len(image.PostLoad.Scripts) > 0 {
 		return nil, reservation.Fail("", &reservation.FieldError{Field: "image.post_load.scripts", Value: strings.Join(image.PostLoad.Scripts, ", "),
@@ -278,7 +279,7 @@ func (c *configuration) reconnect(ctx context.Context, name string, lost error) 
 			return reservation.Reload(fmt.Sprintf("%s: the guest died: it has not answered for %s", name, pace.reconnect), errors.Join(lost, l.last))
 		}
 		l.last = err
-		if sleep(within, l.pause(err, began), nil) != nil && ctx.Err() != nil {
+		if climb.Sleep(within, l.pause(err, began), nil) != nil && ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
@@ -364,7 +365,7 @@ func (c *configuration) password() (values, string, *skip) {
 	if c.method() == ssh.MethodPassword {
 		return nil, "", &skip{reservation.StepWarned, "kept: the control channel logs in with a password; give the image's credential a key"}
 	}
-	return values{"PASSWORD": randomPassword()}, "", nil
+	return values{"PASSWORD": climb.RandomPassword()}, "", nil
 }
 
 func (c *configuration) method() string {
@@ -372,20 +373,6 @@ func (c *configuration) method() string {
 		return client.Method()
 	}
 	return ssh.MethodPublicKey
-}
-
-// randomPassword returns 24 random characters (142 bits), none of which a shell or chpasswd reads as anything else.
-func randomPassword() string {
-	const length, letters = 24, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-	password := make([]byte, 0, length)
-	random := make([]byte, 1)
-	for len(password) < length {
-		rand.Read(random)                               // never fails (Go 1.24 and later)
-		if n := int(random[0]) & 63; n < len(letters) { // 62 and 63 are thrown away: each letter is as likely
-			password = append(password, letters[n])
-		}
-	}
-	return string(password)
 }
 
 func (c *configuration) keys() (values, string, *skip) {
@@ -411,12 +398,12 @@ func (c *configuration) hostname() (values, string, *skip) {
 	return values{"NAME": name}, "", nil
 }
 
-func (c *configuration) site(script siteScript) values {
+func (c *configuration) site(script sitescripts.Script) values {
 	r := c.request.Reservation
 	return values{
-		"SCRIPT":               script.name,
-		"SIZE":                 strconv.Itoa(len(script.text)),
-		"BERTH_STAGE":          stagePostLoad,
+		"SCRIPT":               script.Name,
+		"SIZE":                 strconv.Itoa(len(script.Text)),
+		"BERTH_STAGE":          sitescripts.StagePostLoad,
 		"BERTH_RESERVATION":    r.Name,
 		"BERTH_USER":           r.User,
 		"BERTH_COMPUTER":       r.Computer.Name,

@@ -17,6 +17,7 @@ import (
 	"berth/osmodules"
 	"berth/osmodules/remote/ssh"
 	"berth/osmodules/remote/ssh/sshtest"
+	"berth/osmodules/sitescripts"
 	"berth/reservation"
 )
 
@@ -334,17 +335,17 @@ func TestAnInterfaceThatIsNoneFails(t *testing.T) {
 func TestASetThatAnImageNamesMustBeThere(t *testing.T) {
 	dir := t.TempDir()
 	siteScripts(t, dir, map[string]string{"all/10-a": "#!/bin/sh\n", "lab/10-b": "#!/bin/sh\n", "lab/05-c": "#!/bin/sh\n"})
-	found, err := readScripts(dir, []string{"lab", "all"})
+	found, err := sitescripts.Read(dir, []string{"lab", "all"}, sitescripts.Program)
 	require.NoError(t, err)
 	var names []string
 	for _, script := range found {
-		names = append(names, script.name)
-		require.Equal(t, 300*time.Second, script.limit)
+		names = append(names, script.Name)
+		require.Equal(t, 300*time.Second, script.Limit)
 	}
 	require.Equal(t, []string{"all/10-a", "lab/05-c", "lab/10-b"}, names)
-	_, err = readScripts(dir, []string{"../lab"})
+	_, err = sitescripts.Read(dir, []string{"../lab"}, sitescripts.Program)
 	require.Equal(t, reservation.VerdictFail, reservation.VerdictOf(err))
-	_, err = readScripts(dir, []string{"lib"})
+	_, err = sitescripts.Read(dir, []string{"lib"}, sitescripts.Program)
 	require.Equal(t, reservation.VerdictFail, reservation.VerdictOf(err))
 	require.ErrorContains(t, err, "image.post_load.scripts")
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"berth/osmodules/climb"
 )
 
 func TestFirewall(t *testing.T) {
@@ -303,7 +305,7 @@ func TestRootPassword(t *testing.T) {
 	t.Run("each is another", func(t *testing.T) {
 		seen := map[string]bool{}
 		for range 100 {
-			password := randomPassword()
+			password := climb.RandomPassword()
 			require.Len(t, password, 24)
 			require.False(t, seen[password])
 			seen[password] = true

@@ -10,15 +10,15 @@ Set-ItemProperty -Path $listener -Name PortNumber -Value ([int]$Port)
 
 $closed = 0
 if ([Environment]::OSVersion.Version.Major -lt 6) {
-    $profile = (New-Object -ComObject HNetCfg.FwMgr).LocalPolicy.CurrentProfile
+    $current = (New-Object -ComObject HNetCfg.FwMgr).LocalPolicy.CurrentProfile
     $open = New-Object -ComObject HNetCfg.FWOpenPort
     $open.Name = $title
     $open.Port = [int]$Port
     $open.Protocol = 6
     $open.RemoteAddresses = $Sources
     $open.Enabled = $true
-    $profile.GloballyOpenPorts.Remove([int]$Port, 6)
-    $profile.GloballyOpenPorts.Add($open)
+    $current.GloballyOpenPorts.Remove([int]$Port, 6)
+    $current.GloballyOpenPorts.Add($open)
 } else {
     $policy = New-Object -ComObject HNetCfg.FwPolicy2
     # From Windows 8 on, Remote Desktop speaks UDP, too.

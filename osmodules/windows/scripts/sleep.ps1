@@ -8,8 +8,9 @@ if ([Environment]::OSVersion.Version.Major -lt 6) {
     & powercfg.exe -change -standby-timeout-ac 0 | Out-Null
     $code = $LASTEXITCODE
     & powercfg.exe -change -standby-timeout-dc 0 | Out-Null
-    # It fails on virtual hardware that knows no hibernation, which is as good.
-    & powercfg.exe -hibernate off 2>$null | Out-Null
+    # It fails on hardware that knows no hibernation, which is as good; what it then says must not end this script.
+    $ErrorActionPreference = 'Continue'
+    & powercfg.exe -hibernate off 2>&1 | Out-Null
 }
 if ($code -eq 0) {
     Write-BerthAnswer @{ result = 'done'; detail = 'off' }

@@ -1,4 +1,6 @@
-package linux
+// Package sitescripts reads the site's own scripts, which run on guests once they are configured: STAGE/SET/NN-NAME under
+// one folder. What ends with .ps1 is PowerShell and runs on Windows guests; the rest runs on Linux guests.
+package sitescripts
 
 import (
 	"bytes"
@@ -14,7 +16,8 @@ import (
 )
 
 const (
-	stagePostLoad = "post-load"
+	// StagePostLoad is the folder of what runs at the end of PostLoad.
+	StagePostLoad = "post-load"
 	// setAll is the set of scripts that every guest gets.
 	setAll = "all"
 	// siteLimit is a site script's limit where it names none (VCL Linux.pm: 300 s for an image's vcl_post_load).
@@ -25,17 +28,33 @@ const (
 	siteSizeMost = 1 << 20
 )
 
-// siteScript is one of the site's own scripts.
-type siteScript struct {
-	name      string // "set/NN-name"
-	text      string
-	limit     time.Duration
-	onFailure onFailure
+// Kind is what a script is written in.
+type Kind int
+
+// The kinds.
+const (
+	Program    Kind = iota // begins with #!
+	PowerShell             // its name ends with .ps1
+)
+
+// What a script that fails means, as its header says it.
+const (
+	Warn   = "warn"
+	Reload = "reload"
+	Fail   = "fail"
+)
+
+// Script is one of the site's own scripts.
+type Script struct {
+	Name      string // "set/NN-name"
+	Text      string
+	Limit     time.Duration
+	OnFailure string // Warn, Reload or Fail
 }
 
-// checkScripts reads every set of the folder, to find a fault at a worker's start rather than in a load.
-func checkScripts(dir string) error {
-	entries, err := os.ReadDir(filepath.Join(dir, stagePostLoad))
+// Check reads every set of the folder, to find a fault at a worker's start rather than in a load.
+func Check(dir string, kind Kind) error {
+	entries, err := os.ReadDir(filepath.Join(dir, StagePostLoad))
 	if errors.Is(err, os.ErrNotExist) {
 		if _, err := os.Stat(dir); err != nil {
 			return fmt.Errorf("the folder of site scripts: %w", err)
@@ -48,23 +67,23 @@ func checkScripts(dir string) error {
 	var faults []error
 	for _, entry := range entries {
 		if !entry.IsDir() {
-			faults = append(faults, fmt.Errorf("%s is no folder: scripts stand in %s/SET/NN-NAME", filepath.Join(dir, stagePostLoad, entry.Name()), stagePostLoad))
+			faults = append(faults, fmt.Errorf("%s is no folder: scripts stand in %s/SET/NN-NAME", filepath.Join(dir, StagePostLoad, entry.Name()), StagePostLoad))
 			continue
 		}
 		if err := reservation.CheckName("site scripts' set", entry.Name()); err != nil {
 			faults = append(faults, err)
 			continue
 		}
-		_, err := readSet(dir, entry.Name())
+		_, err := readSet(dir, entry.Name(), kind)
 		faults = append(faults, err)
 	}
 	return errors.Join(faults...)
 }
 
-// readScripts returns the scripts of "all" and of the sets, in the order in which they run. A set that an image names
+// Read returns the scripts of "all" and of the sets, in the order in which they run. A set that an image names
 // must be there; "all" need not.
-func readScripts(dir string, sets []string) ([]siteScript, error) {
-	var found []siteScript
+func Read(dir string, sets []string, kind Kind) ([]Script, error) {
+	var found []Script
 	for _, set := range append([]string{setAll}, sets...) {
 		if err := reservation.CheckName("image.post_load.scripts", set); err != nil {
 			return nil, reservation.Fail("", err)
@@ -72,13 +91,13 @@ func readScripts(dir string, sets []string) ([]siteScript, error) {
 		if set == setAll && len(found) > 0 {
 			continue // named by the image, too
 		}
-		scripts, err := readSet(dir, set)
+		scripts, err := readSet(dir, set, kind)
 		if errors.Is(err, os.ErrNotExist) {
 			if set == setAll {
 				continue
 			}
 			return nil, reservation.Fail("", &reservation.FieldError{Field: "image.post_load.scripts", Value: set,
-				Remedy: fmt.Sprintf("there is no folder %s", filepath.Join(dir, stagePostLoad, set))})
+				Remedy: fmt.Sprintf("there is no folder %s", filepath.Join(dir, StagePostLoad, set))})
 		}
 		if err != nil {
 			return nil, err
@@ -88,18 +107,21 @@ func readScripts(dir string, sets []string) ([]siteScript, error) {
 	return found, nil
 }
 
-func readSet(dir, set string) ([]siteScript, error) {
-	folder := filepath.Join(dir, stagePostLoad, set)
+func readSet(dir, set string, kind Kind) ([]Script, error) {
+	folder := filepath.Join(dir, StagePostLoad, set)
 	entries, err := os.ReadDir(folder) // sorted by name
 	if err != nil {
 		return nil, err
 	}
-	var scripts []siteScript
+	var scripts []Script
 	var faults []error
 	for _, entry := range entries {
 		name := entry.Name()
 		if strings.HasPrefix(name, ".") || strings.HasSuffix(name, "~") {
 			continue // an editor's
+		}
+		if strings.HasSuffix(name, ".ps1") != (kind == PowerShell) && !entry.IsDir() {
+			continue // the other kind's
 		}
 		path := filepath.Join(folder, name)
 		if entry.IsDir() || !scriptName(name) {
@@ -111,8 +133,8 @@ func readSet(dir, set string) ([]siteScript, error) {
 			faults = append(faults, err)
 			continue
 		}
-		script := siteScript{name: set + "/" + name, text: string(text), limit: siteLimit, onFailure: orWarn}
-		if err := script.readHeader(); err != nil {
+		script := Script{Name: set + "/" + name, Text: string(text), Limit: siteLimit, OnFailure: Warn}
+		if err := script.readHeader(kind); err != nil {
 			faults = append(faults, fmt.Errorf("%s: %w", path, err))
 			continue
 		}
@@ -127,18 +149,18 @@ func scriptName(name string) bool {
 }
 
 // readHeader reads the "# berth:" line among the first 20 lines.
-func (s *siteScript) readHeader() error {
+func (s *Script) readHeader(kind Kind) error {
 	const headerLines = 20
-	if len(s.text) > siteSizeMost {
-		return fmt.Errorf("it is %d bytes long: a script has at most %d", len(s.text), siteSizeMost)
+	if len(s.Text) > siteSizeMost {
+		return fmt.Errorf("it is %d bytes long: a script has at most %d", len(s.Text), siteSizeMost)
 	}
-	if !strings.HasPrefix(s.text, "#!") {
+	if kind == Program && !strings.HasPrefix(s.Text, "#!") {
 		return errors.New("it has no #! line: begin with one, such as #!/bin/sh")
 	}
-	if bytes.IndexByte([]byte(s.text), '\r') >= 0 {
+	if kind == Program && bytes.IndexByte([]byte(s.Text), '\r') >= 0 {
 		return errors.New("it has carriage returns: end lines with a line feed only")
 	}
-	for _, text := range slices.Collect(strings.Lines(s.text))[:min(headerLines, strings.Count(s.text, "\n"))] {
+	for _, text := range slices.Collect(strings.Lines(s.Text))[:min(headerLines, strings.Count(s.Text, "\n"))] {
 		header, ok := strings.CutPrefix(strings.TrimSpace(text), "# berth:")
 		if !ok {
 			continue
@@ -151,11 +173,11 @@ func (s *siteScript) readHeader() error {
 				if err != nil || limit <= 0 || limit > siteLimitMost {
 					return fmt.Errorf("limit is %q: write a duration up to %s, such as 90s", value, siteLimitMost)
 				}
-				s.limit = limit
+				s.Limit = limit
 			case "on-failure":
-				switch onFailure(value) {
-				case orWarn, orReload, orFail:
-					s.onFailure = onFailure(value)
+				switch value {
+				case Warn, Reload, Fail:
+					s.OnFailure = value
 				default:
 					return fmt.Errorf("on-failure is %q: write warn, reload or fail", value)
 				}
