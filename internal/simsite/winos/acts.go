@@ -121,22 +121,27 @@ func actService(c *Call) Fields {
 	return Fields{"result": "reload", "detail": "there is none of the services " + c.value("Names"), "service": ""}
 }
 
-// openPort lets networks reach a port under a rule of ours, closes what others have opened there, and says how many.
-func (c *Call) openPort(title, protocol string) int {
-	port, sources := c.value("Port"), c.value("Sources")
-	ours := Rule{Name: title, Direction: "in", Action: "allow", Protocol: protocol, LocalPort: port, Remote: sources, Enabled: true}
+// openPorts lets networks reach ports (with commas between) under a rule of ours, switches off what others have opened
+// there, and says how many.
+func (c *Call) openPorts(title, protocol, ports string) int {
+	ours := Rule{Name: title, Direction: "in", Action: "allow", Protocol: protocol, LocalPort: ports, Remote: c.value("Sources"), Enabled: true}
+	wanted := strings.Split(ports, ",")
 	if c.old() { // there is one entry a port
-		c.rules = slices.DeleteFunc(c.rules, func(r Rule) bool { return r.Protocol == protocol && r.LocalPort == port })
-		c.rules = append(c.rules, ours)
+		for _, port := range wanted {
+			c.rules = slices.DeleteFunc(c.rules, func(r Rule) bool { return r.Protocol == protocol && r.LocalPort == port })
+			ours.LocalPort = port
+			c.rules = append(c.rules, ours)
+		}
 		return 0
 	}
 	found, closed := false, 0
 	for i, r := range c.rules {
+		shared := slices.ContainsFunc(strings.Split(r.LocalPort, ","), func(port string) bool { return slices.Contains(wanted, port) })
 		switch {
 		case r.Name == title && r.Protocol == protocol:
-			c.rules[i].LocalPort, c.rules[i].Remote, c.rules[i].Enabled = port, sources, true
+			c.rules[i].LocalPort, c.rules[i].Remote, c.rules[i].Enabled = ports, ours.Remote, true
 			found = true
-		case r.Name != title && r.Enabled && r.Direction == "in" && r.Action == "allow" && r.Protocol == protocol && slices.Contains(strings.Split(r.LocalPort, ","), port):
+		case r.Name != title && r.Enabled && r.Direction == "in" && r.Action == "allow" && r.Protocol == protocol && shared:
 			c.rules[i].Enabled = false
 			closed++
 		}
@@ -148,7 +153,7 @@ func (c *Call) openPort(title, protocol string) int {
 }
 
 func actFirewall(c *Call) Fields {
-	closed := c.openPort("Berth control channel", "TCP")
+	closed := c.openPorts("Berth control channel", "TCP", c.value("Ports"))
 	for kind := range c.profiles {
 		c.profiles[kind] = true
 	}
@@ -162,9 +167,9 @@ func actRDP(c *Call) Fields {
 	}
 	c.setDword(terminalServer, "fDenyTSConnections", 0)
 	c.setDword(terminalServer+`\WinStations\RDP-Tcp`, "PortNumber", port)
-	closed := c.openPort("Berth Remote Desktop", "TCP")
+	closed := c.openPorts("Berth Remote Desktop", "TCP", c.value("Port"))
 	if !c.old() {
-		closed += c.openPort("Berth Remote Desktop", "UDP")
+		closed += c.openPorts("Berth Remote Desktop", "UDP", c.value("Port"))
 	}
 	c.services["termservice"] = Service{Name: "TermService", Start: "Automatic", Running: true}
 	return Fields{"result": "done", "detail": "port " + c.value("Port") + " open to " + c.value("Sources"), "closed": closed}
@@ -250,6 +255,9 @@ func actPassword(c *Call) Fields {
 	u, ok := c.users[lower(name)]
 	if !ok {
 		return Fields{"result": "skipped", "detail": "there is no account " + name, "account": ""}
+	}
+	if keep := c.value("Keep"); keep != "" && strings.EqualFold(keep, u.Name) {
+		return Fields{"result": "warned", "detail": "kept: the control channel logs in as " + u.Name + " with this password", "account": u.Name}
 	}
 	u.Password = c.value("Password")
 	c.users[lower(name)] = u

@@ -110,7 +110,7 @@ func TestPostLoadLeavesItsMarks(t *testing.T) {
 		is(t, "the service's start", g.Service("winrm").Start, "Automatic")
 		g.must("service", values{"Names": "none"}, "reload")
 
-		firewall := values{"Port": "22001", "Sources": "10.0.0.0/8"}
+		firewall := values{"Ports": "22001,5985", "Sources": "10.0.0.0/8"}
 		g.must("firewall", firewall, "done", "closed", "1")
 		g.must("firewall", firewall, "done", "closed", "0")
 		g.must("rdp", values{"Port": "3390", "Sources": "192.0.2.0/24"}, "done", "closed", "0")
@@ -122,7 +122,7 @@ func TestPostLoadLeavesItsMarks(t *testing.T) {
 			}
 		}
 		is(t, "open ports", len(open), 3)
-		is(t, "the control port", open["TCP 22001"], "10.0.0.0/8")
+		is(t, "the control port", open["TCP 22001,5985"], "10.0.0.0/8")
 		is(t, "Remote Desktop", open["TCP 3389"], "192.0.2.0/24")
 		is(t, "Remote Desktop by UDP", open["UDP 3389"], "192.0.2.0/24")
 		is(t, "fDenyTSConnections", g.Reg(`HKLM\SYSTEM\CurrentControlSet\Control\Terminal Server`, "fDenyTSConnections"), "0")
@@ -149,7 +149,9 @@ func TestPostLoadLeavesItsMarks(t *testing.T) {
 		}
 		g.must("secrets", nil, "done", "removed", "")
 
-		g.must("password", values{"Account": "-500", "Password": "fresh"}, "done", "account", "Administrator")
+		g.must("password", values{"Account": "-500", "Password": "fresh", "Keep": "administrator"}, "warned", "account", "Administrator")
+		is(t, "a login with the kept password", g.Login("Administrator", "secret"), true)
+		g.must("password", values{"Account": "-500", "Password": "fresh", "Keep": "berth"}, "done", "account", "Administrator")
 		is(t, "a login with the old password", g.Login("Administrator", "secret"), false)
 		is(t, "a login with the new one", g.Login("administrator", "fresh"), true)
 		g.must("password", values{"Account": "root", "Password": "fresh"}, "skipped")
@@ -191,7 +193,7 @@ func TestOldWindowsDoAsOldOnesDo(t *testing.T) {
 		t := g.t
 		g.must("echo", values{"Nonce": "n"}, "done", "version", "5.1.2600")
 		g.must("setup", nil, "done", "setupInProgress", "0", "oobeInProgress", "", "imageState", "", "generalization", "")
-		g.must("firewall", values{"Port": "22001", "Sources": "10.0.0.0/8"}, "done", "closed", "0")
+		g.must("firewall", values{"Ports": "22001,5985", "Sources": "10.0.0.0/8"}, "done", "closed", "0")
 		for _, r := range g.Rules() {
 			if r.LocalPort == "22001" && r.Remote != "10.0.0.0/8" {
 				t.Errorf("the control port is open by %+v", r)
