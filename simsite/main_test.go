@@ -72,7 +72,7 @@ func TestServeSaysWhenItIsReadyAndEndsInOrder(t *testing.T) {
 
 func TestServeRunsTheDemonstrationsScriptWithoutOne(t *testing.T) {
 	r, _ := serveIn(t, "--dir", t.TempDir())
-	require.Equal(t, 6, r.Computers)
+	require.Equal(t, 9, r.Computers)
 }
 
 func TestWhatCannotBeServedIsSaid(t *testing.T) {
@@ -101,7 +101,7 @@ func TestCheckSaysWhatAScriptHolds(t *testing.T) {
 	c := newCommand(&out, io.Discard)
 	c.SetArgs([]string{"check", filepath.Join("..", "internal", "simsite", "demo.yaml")})
 	require.NoError(t, c.Execute())
-	require.Contains(t, out.String(), "3 templates, 3 images, 6 computers")
+	require.Contains(t, out.String(), "6 templates, 6 images, 9 computers")
 }
 
 func TestHelpHelps(t *testing.T) {

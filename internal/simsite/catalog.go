@@ -96,7 +96,7 @@ func (s *Site) Images() []reservation.Image {
 	var images []reservation.Image
 	for _, t := range s.script.Templates {
 		os := linuxOS(t.Distribution)
-		control := reservation.Control{Channel: channelSSH, User: "root", Port: 22, Credential: loginSecret, HostKey: reservation.HostKeyHanded}
+		control := reservation.Control{Channel: reservation.ChannelSSH, User: "root", Port: 22, Credential: loginSecret, HostKey: reservation.HostKeyHanded}
 		name := "debian12"
 		switch t.Distribution {
 		case guestos.Ubuntu2404:

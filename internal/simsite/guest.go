@@ -20,6 +20,7 @@ import (
 
 	"berth/internal/simsite/guestos"
 	"berth/internal/simsite/winos"
+	"berth/reservation"
 )
 
 // system is a guest's operating system: a *guestos.Machine or a *winos.Machine.
@@ -565,7 +566,7 @@ func (t *boot) serve(conn net.Conn) {
 		<-t.ctx.Done()
 		return
 	}
-	if t.guest.image.channel == channelWinRM {
+	if t.guest.image.channel == reservation.ChannelWinRM {
 		t.serveWinRM(conn)
 		return
 	}

@@ -212,7 +212,7 @@ func (m *metal) catalogImage(one OSImage) reservation.Image {
 	maps.Copy(source, one.Source)
 	return reservation.Image{Name: one.Image, Revision: 1, OS: linuxOS(one.Distribution),
 		Sources:  map[string]map[string]string{metalProvisioner: source},
-		Control:  reservation.Control{Channel: channelSSH, User: "root", Port: metalSSHPort, Credential: loginSecret, HostKey: reservation.HostKeyFirst},
+		Control:  reservation.Control{Channel: reservation.ChannelSSH, User: "root", Port: metalSSHPort, Credential: loginSecret, HostKey: reservation.HostKeyFirst},
 		PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{"127.0.0.0/8"}}}
 }
 

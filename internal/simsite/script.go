@@ -148,8 +148,9 @@ type Behaviour struct {
 	ClockOffset    Duration `yaml:"clock_offset" json:"clock_offset,omitzero"`
 
 	// What only a Windows does. Of each clone the first boot's entry counts: a set-up goes on over boots.
-	Setup  []Stage `yaml:"setup" json:"setup,omitempty"`     // how its set-up after Sysprep goes; none: quick and well
-	CutsIn string  `yaml:"cuts_in" json:"cuts_in,omitempty"` // its connections are reset once, when this script has done its work
+	Setup  []Stage          `yaml:"setup" json:"setup,omitempty"`     // how its set-up after Sysprep goes; none: quick and well
+	Codes  map[string][]int `yaml:"codes" json:"codes,omitempty"`     // by script: what Windows returns to it, call by call; the last repeats
+	CutsIn string           `yaml:"cuts_in" json:"cuts_in,omitempty"` // its connections are reset once, when this script has done its work
 }
 
 // over returns b with what base says where b says nothing.

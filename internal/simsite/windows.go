@@ -15,12 +15,9 @@ import (
 	"berth/reservation"
 )
 
-// The control channels of Windows guests.
-const (
-	channelSSH   = "ssh"
-	channelWinRM = "winrm"
-	windowsUser  = "Administrator"
-)
+// windowsUser is who logs in to Windows guests: an account of its own, because each load makes the Administrator's password
+// anew.
+const windowsUser = "berth"
 
 // Stage is one state of a Windows guest's set-up after Sysprep, how long it lasts and what goes wrong in it. A set-up
 // ends with complete, whether that stands there or not.
@@ -54,7 +51,7 @@ func (t Template) windowsFaults(path string) []*ScriptError {
 	if !slices.Contains(winos.Versions(), t.Windows) {
 		all = append(all, &ScriptError{path + "windows", string(t.Windows), fmt.Sprintf("use one of %v", winos.Versions())})
 	}
-	if !slices.Contains([]string{"", channelSSH, channelWinRM}, t.Channel) {
+	if !slices.Contains([]string{"", reservation.ChannelSSH, reservation.ChannelWinRM}, t.Channel) {
 		all = append(all, &ScriptError{path + "channel", t.Channel, "write ssh or winrm"})
 	}
 	return all
@@ -78,6 +75,11 @@ func (b Behaviour) windowsFaults(path string) []*ScriptError {
 			}
 		}
 	}
+	for script := range b.Codes {
+		if !slices.Contains(winos.ScriptNames(), script) {
+			all = append(all, &ScriptError{path + ".codes", script, fmt.Sprintf("name scripts that a Windows guest knows: %v", winos.ScriptNames())})
+		}
+	}
 	if b.CutsIn != "" && !slices.Contains(winos.ScriptNames(), b.CutsIn) {
 		all = append(all, &ScriptError{path + ".cuts_in", b.CutsIn, fmt.Sprintf("name one of the scripts that a Windows guest knows: %v", winos.ScriptNames())})
 	}
@@ -88,7 +90,7 @@ func (b Behaviour) windowsFaults(path string) []*ScriptError {
 func (s *Site) newImage(t Template, snapshot string) (*image, error) {
 	revision := t.Name + " " + snapshot
 	if t.Windows != "" {
-		return &image{channel: cmp.Or(t.Channel, channelSSH), windows: &winos.Image{Version: t.Windows, Sysprep: t.Sysprep, User: windowsUser, Password: s.keep.windows,
+		return &image{channel: cmp.Or(t.Channel, reservation.ChannelSSH), windows: &winos.Image{Version: t.Windows, Sysprep: t.Sysprep, User: windowsUser, Password: s.keep.windows,
 			AuthorizedKeys: s.authorizedKey, Revision: revision}}, nil
 	}
 	linux, err := guestos.NewImage(guestos.ImageOptions{Distribution: t.Distribution, Revision: revision, AuthorizedKeys: s.authorizedKey, Without: t.Without})
@@ -119,13 +121,14 @@ func (g *guest) installWindows(b Behaviour, h hardware) system {
 	for i, card := range g.interfaces(h.macs)[1:] { // without the loopback
 		adapters = append(adapters, winos.Adapter{Name: fmt.Sprintf("Ethernet%d", i), MAC: card.MAC, Address: card.Address, Gateway: card.Default, DHCP: true, Category: "Public"})
 	}
-	return winos.New(winos.Options{Image: *g.image.windows, Name: g.name, Adapters: adapters, Offset: b.ClockOffset.Std(), Setup: stages, CutsIn: b.CutsIn,
+	return winos.New(winos.Options{Image: *g.image.windows, Name: g.name, Adapters: adapters, Offset: b.ClockOffset.Std(), Setup: stages, Port: g.port(), Codes: b.Codes, CutsIn: b.CutsIn,
 		Hooks: winos.Hooks{
 			Reboot:  g.restart,
 			Channel: g.answer,
 			Drop: func() {
 				if t := g.current(); t != nil {
 					t.reset()
+					t.forgetShells()
 				}
 			},
 			Running: func(script string) bool { return g.executing(context.Background(), script) },
@@ -153,9 +156,11 @@ func (g *guest) answer(open bool, address string) {
 
 // windowsControl is how a catalog's image says that a template's guests are controlled.
 func windowsControl(t Template) reservation.Control {
-	control := reservation.Control{Channel: cmp.Or(t.Channel, channelSSH), User: windowsUser, Credential: windowsSecret}
-	if control.Channel == channelSSH {
-		control.Port, control.HostKey = 22, reservation.HostKeyFirst
+	control := reservation.Control{Channel: cmp.Or(t.Channel, reservation.ChannelSSH), User: windowsUser, Credential: windowsSecret}
+	if control.Channel == reservation.ChannelSSH {
+		control.HostKey = reservation.HostKeyFirst
+	} else {
+		control.Certificate = reservation.HostKeyFirst
 	}
 	return control
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,9 +17,11 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh"
 
+	"berth/internal/catalog"
 	"berth/internal/simsite/winos"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/powershell"
+	"berth/reservation"
 )
 
 // A set-up that answers before it is over, and lets nobody in while accounts are made.
@@ -47,7 +50,7 @@ func (l *lab) address() string { return l.Computers()[0].Address }
 // sshAs logs in to the first computer with its administrator's password.
 func (l *lab) sshAs(password string) (*ssh.Client, string, error) {
 	shown := ""
-	client, err := ssh.Dial("tcp", l.address(), &ssh.ClientConfig{User: "Administrator", Auth: []ssh.AuthMethod{ssh.Password(password)}, Timeout: 10 * time.Second,
+	client, err := ssh.Dial("tcp", l.address(), &ssh.ClientConfig{User: windowsUser, Auth: []ssh.AuthMethod{ssh.Password(password)}, Timeout: 10 * time.Second,
 		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error { shown = ssh.FingerprintSHA256(key); return nil }})
 	if err == nil {
 		l.t.Cleanup(func() { client.Close() })
@@ -79,7 +82,7 @@ func (l *lab) winrmAs(password string) *winrm.Client {
 	endpoint.TLSServerName = l.windows().Hostname()
 	parameters := winrm.NewParameters("PT20S", "en-US", 153600)
 	parameters.TransportDecorator = func() winrm.Transporter { return &winrm.ClientNTLM{} }
-	client, err := winrm.NewClientWithParameters(endpoint, "Administrator", password, parameters)
+	client, err := winrm.NewClientWithParameters(endpoint, windowsUser, password, parameters)
 	require.NoError(l.t, err)
 	return client
 }
@@ -116,12 +119,12 @@ func TestAWindowsGuestSpeaksSSH(t *testing.T) {
 	require.Equal(t, l.guest("vm-01").HostKey, shown)
 	require.Contains(t, string(client.ServerVersion()), "OpenSSH_for_Windows")
 
-	out, exit := run(t, client, powershell.Line(), copied(t, `C:\Berth\hello.txt`, "bytes"))
+	out, exit := run(t, client, powershell.Line(), copied(t, `C:\Windows\Temp\hello.txt`, "bytes"))
 	require.Zero(t, exit)
 	answer, err := powershell.ParseAnswer(remote.Result{Stdout: []byte(out)})
 	require.NoError(t, err)
 	require.Equal(t, powershell.ResultDone, answer.Result)
-	text, err := l.ReadFile("vm-01", "/C:/Berth/hello.txt")
+	text, err := l.ReadFile("vm-01", "/C:/Windows/Temp/hello.txt")
 	require.NoError(t, err)
 	require.Equal(t, "bytes", string(text))
 
@@ -131,9 +134,9 @@ func TestAWindowsGuestSpeaksSSH(t *testing.T) {
 	_, exit = run(t, client, powershell.Line(), unknown(t))
 	require.Equal(t, 1, exit)
 	require.Equal(t, 2, l.Counts("vm-01").Unknown, "commands and scripts that are not known are counted")
-	_, exit = run(t, client, powershell.Line(), strings.TrimSuffix(copied(t, `C:\Berth\cut.txt`, "bytes"), "end\n"))
+	_, exit = run(t, client, powershell.Line(), strings.TrimSuffix(copied(t, `C:\Windows\Temp\cut.txt`, "bytes"), "end\n"))
 	require.Equal(t, powershell.ExitCut, exit)
-	_, err = l.ReadFile("vm-01", "/C:/Berth/cut.txt")
+	_, err = l.ReadFile("vm-01", "/C:/Windows/Temp/cut.txt")
 	require.Error(t, err)
 }
 
@@ -141,17 +144,17 @@ func TestAWindowsGuestSpeaksWinRM(t *testing.T) {
 	l := windowsSite(t, "2022", "winrm", "{setup: "+talkative+"}")
 	l.load("vm-01", "")
 	l.until("it answers in OOBE", func() bool { g := l.guest("vm-01"); return g.Setup == winos.OOBE && g.Answering })
-	_, _, _, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Berth\early.txt`, "bytes"))
+	_, _, _, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Windows\Temp\early.txt`, "bytes"))
 	require.Error(t, err, "nobody can log in before the accounts are made")
 	l.completed()
-	_, _, _, err = l.winrmAs("guessed").RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Berth\early.txt`, "bytes"))
+	_, _, _, err = l.winrmAs("guessed").RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Windows\Temp\early.txt`, "bytes"))
 	require.Error(t, err)
 
-	out, errOut, exit, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Berth\hello.txt`, strings.Repeat("bytes", 20_000)))
+	out, errOut, exit, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), copied(t, `C:\Windows\Temp\hello.txt`, strings.Repeat("bytes", 20_000)))
 	require.NoError(t, err)
 	require.Zero(t, exit, errOut)
 	require.Contains(t, out, powershell.AnswerPrefix)
-	text, err := l.ReadFile("vm-01", "/C:/Berth/hello.txt")
+	text, err := l.ReadFile("vm-01", "/C:/Windows/Temp/hello.txt")
 	require.NoError(t, err)
 	require.Len(t, text, 100_000)
 
@@ -172,7 +175,7 @@ func TestTheChannelIsClosedInTheMiddleOfACommand(t *testing.T) {
 			l.load("vm-01", "")
 			l.completed()
 			try := func() error {
-				input := copied(t, `C:\Berth\hello.txt`, "bytes")
+				input := copied(t, `C:\Windows\Temp\hello.txt`, "bytes")
 				if channel == "winrm" {
 					_, _, _, err := l.winrmAs(l.WindowsPassword()).RunWithContextWithString(taskContext(t), powershell.Line(), input)
 					return err
@@ -185,7 +188,7 @@ func TestTheChannelIsClosedInTheMiddleOfACommand(t *testing.T) {
 				return session.Run(powershell.Line())
 			}
 			require.Error(t, try())
-			text, err := l.ReadFile("vm-01", "/C:/Berth/hello.txt")
+			text, err := l.ReadFile("vm-01", "/C:/Windows/Temp/hello.txt")
 			require.NoError(t, err)
 			require.Equal(t, "bytes", string(text))
 			require.NoError(t, try())
@@ -275,4 +278,21 @@ func TestAWindowsScriptIsChecked(t *testing.T) {
 			require.ErrorContains(t, err, test.want)
 		})
 	}
+}
+
+func TestACatalogOfWindowsImagesIsOneThatBerthReads(t *testing.T) {
+	l := start(t, `templates: [{name: windows2022-template, windows: "2022", sysprep: true, channel: winrm, snapshots: [r1]}, {name: windowsxp-template, windows: xp, snapshots: [r1]}]`, 1)
+	c, err := catalog.Load(l.Catalog(), catalog.Options{})
+	require.NoError(t, err)
+	for name, want := range map[string]struct{ version, channel string }{"windows2022": {"2022", "winrm"}, "windowsxp": {"xp", "ssh"}} {
+		image, err := c.Image(name)
+		require.NoError(t, err)
+		require.Equal(t, reservation.Windows, image.OS.Family)
+		require.Equal(t, want.version, image.OS.Version)
+		require.Equal(t, want.channel, image.Control.Channel)
+		require.Equal(t, name == "windows2022", image.Sysprep)
+	}
+	password, err := os.ReadFile(c.Secrets["windows-admin"].File)
+	require.NoError(t, err)
+	require.Equal(t, l.WindowsPassword(), strings.TrimSpace(string(password)))
 }

@@ -128,3 +128,14 @@ func (t *boot) endWinRM() {
 	_ = service.conns.Close()
 	t.guest.site.group.Go(func() { service.server.Close() })
 }
+
+// forgetShells ends the shells of a boot, as a restart of the service does: whoever waits for a command's output is told
+// that there is no such shell.
+func (t *boot) forgetShells() {
+	t.mu.Lock()
+	service := t.winrm
+	t.mu.Unlock()
+	if service != nil {
+		service.server.Forget()
+	}
+}

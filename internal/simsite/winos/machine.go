@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,7 +16,7 @@ import (
 type Image struct {
 	Version  Version
 	Sysprep  bool   // generalized: its clones set themselves up first
-	User     string // who may log in; "" is Administrator
+	User     string // who may log in, beside Administrator; "" is nobody else
 	Password string // that user's
 	// AuthorizedKeys is what administrators_authorized_keys holds; "" is none.
 	AuthorizedKeys string
@@ -74,10 +75,12 @@ type Options struct {
 	Image    Image
 	Name     string // the VM's: what a set-up calls the computer unless the image keeps a name of its own
 	Adapters []Adapter
-	Offset   time.Duration // how wrong its clock is
-	Setup    []Stage       // how its set-up goes; none takes DefaultSetup
-	CutsIn   string        // the connection is reset once, after this script has done its work
-	LogEvery time.Duration // how often a running set-up writes to its log; 0 means 500ms
+	Offset   time.Duration    // how wrong its clock is
+	Setup    []Stage          // how its set-up goes; none takes DefaultSetup
+	Port     int              // of the control channel: the image's firewall lets everybody in there
+	Codes    map[string][]int // by script: what Windows returns to it, call by call; the last repeats, none is 0: all went well
+	CutsIn   string           // the connection is reset once, after this script has done its work
+	LogEvery time.Duration    // how often a running set-up writes to its log; 0 means 500ms
 	Hooks    Hooks
 }
 
@@ -89,6 +92,7 @@ type Machine struct {
 	hooks   Hooks
 	scripts map[string]Script
 	cutsIn  string
+	codes   map[string][]int
 	log     time.Duration
 
 	life sync.Mutex // held by the boot that goes on
@@ -109,7 +113,8 @@ type Machine struct {
 	open     bool
 	address  string
 	setup    setup
-	cut      bool // the connection was cut by the script already
+	cut      bool           // the connection was cut by the script already
+	called   map[string]int // how often Codes were asked for
 	unknown  []string
 	state    map[string]string // what has no place of its own: power plan, activation
 }
@@ -117,6 +122,7 @@ type Machine struct {
 type file struct {
 	path    string
 	content []byte
+	changed time.Time // by the guest's clock
 }
 
 // New makes a guest with a disk of its own. It has not booted yet.
@@ -124,7 +130,7 @@ func New(o Options) *Machine {
 	if o.Image.User == "" {
 		o.Image.User = "Administrator"
 	}
-	m := &Machine{image: o.Image, name: o.Name, hooks: o.Hooks, cutsIn: o.CutsIn, log: o.LogEvery, adapters: slices.Clone(o.Adapters), offset: o.Offset,
+	m := &Machine{image: o.Image, name: o.Name, hooks: o.Hooks, cutsIn: o.CutsIn, codes: o.Codes, called: map[string]int{}, log: o.LogEvery, adapters: slices.Clone(o.Adapters), offset: o.Offset,
 		registry: map[string]map[string]Value{}, files: map[string]file{}, services: map[string]Service{}, users: map[string]User{},
 		profiles: map[string]bool{"domain": true, "private": true, "public": true}, state: map[string]string{}, scripts: map[string]Script{}}
 	if m.log == 0 {
@@ -137,12 +143,12 @@ func New(o Options) *Machine {
 	if len(m.setup.stages) == 0 {
 		m.setup.stages = DefaultSetup(o.Image.Version, o.Image.Sysprep)
 	}
-	m.install()
+	m.install(o.Port)
 	return m
 }
 
 // install puts on the disk what the image holds.
-func (m *Machine) install() {
+func (m *Machine) install(port int) {
 	r := m.image.Version.release()
 	const current = `HKLM\SOFTWARE\Microsoft\Windows NT\CurrentVersion`
 	m.setReg(current, "ProductName", r.product)
@@ -154,12 +160,12 @@ func (m *Machine) install() {
 		m.setDword(current, "CurrentMinorVersionNumber", r.minor)
 	}
 	m.setReg(`HKLM\SOFTWARE\Microsoft\PowerShell\1\PowerShellEngine`, "PowerShellVersion", r.powershell)
-	m.setReg(current+`\Winlogon`, "AutoAdminLogon", "1")
-	m.setReg(current+`\Winlogon`, "DefaultUserName", m.image.User)
-	m.setReg(current+`\Winlogon`, "DefaultPassword", m.image.Password)
-	m.setDword(current+`\Winlogon`, "AutoLogonCount", 3)
-	m.setDword(`HKLM\SYSTEM\CurrentControlSet\Control\Terminal Server`, "fDenyTSConnections", 1)
-	m.setDword(`HKLM\SYSTEM\CurrentControlSet\Control\Terminal Server\WinStations\RDP-Tcp`, "PortNumber", 3389)
+	m.setReg(winlogon, "AutoAdminLogon", "1")
+	m.setReg(winlogon, "DefaultUserName", m.image.User)
+	m.setReg(winlogon, "DefaultPassword", m.image.Password)
+	m.setDword(winlogon, "AutoLogonCount", 3)
+	m.setDword(terminalServer, "fDenyTSConnections", 1)
+	m.setDword(terminalServer+`\WinStations\RDP-Tcp`, "PortNumber", 3389)
 	for _, s := range []Service{{"sshd", "Manual", true}, {"WinRM", "Manual", true}, {"TermService", "Manual", true}, {"W32Time", "Manual", false},
 		{"MpsSvc", "Automatic", true}, {"EventLog", "Automatic", true}, {"LanmanServer", "Automatic", true}, {"wuauserv", "Manual", false}} {
 		if m.image.Version.Old() && s.Name == "MpsSvc" {
@@ -187,16 +193,24 @@ func (m *Machine) install() {
 	if m.image.AuthorizedKeys != "" {
 		m.write(authorizedKeysPath, []byte(m.image.AuthorizedKeys+"\r\n"))
 	}
-	m.rules = []Rule{{Name: "Core Networking - ICMP", Direction: "in", Action: "allow", Protocol: "ICMPv4", LocalPort: "any", Remote: "any", Enabled: true}}
+	in := func(name, protocol, port string, enabled bool) Rule {
+		return Rule{Name: name, Direction: "in", Action: "allow", Protocol: protocol, LocalPort: port, Remote: "any", Enabled: enabled}
+	}
+	m.rules = []Rule{in("Core Networking - Echo Request", "ICMPv4", "any", true), in("Remote Desktop - User Mode", "TCP", "3389", true), in("The image's own", "TCP", strconv.Itoa(port), true)}
+	if r.major*10+r.minor >= 62 {
+		m.rules = append(m.rules, in("Remote Desktop - User Mode", "UDP", "3389", true))
+	}
 	m.hostname = "WIN-" + strings.ToUpper(strings.ReplaceAll(m.name, ".", "-"))
 	if !m.image.Sysprep {
 		m.hostname = "GOLDEN"
 	}
-	m.setReg(computerName, "ComputerName", m.hostname)
+	m.setReg(computerNames+`\ComputerName`, "ComputerName", m.hostname)
+	m.setReg(SetupKey, "UnattendFile", answers)
 	m.generalized()
 }
 
-const computerName = `HKLM\SYSTEM\CurrentControlSet\Control\ComputerName\ComputerName`
+// computerNames is above two keys: ComputerName is the name from the next boot on, ActiveComputerName that of this one.
+const computerNames = `HKLM\SYSTEM\CurrentControlSet\Control\ComputerName`
 
 // ---- what others may look at
 
@@ -306,7 +320,7 @@ func (m *Machine) deleteReg(key, name string) bool {
 }
 
 func (m *Machine) write(path string, content []byte) {
-	m.files[strings.ToLower(path)] = file{path, content}
+	m.files[strings.ToLower(path)] = file{path, content, m.now()}
 }
 
 func (m *Machine) read(path string) (string, bool) {

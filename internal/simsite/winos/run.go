@@ -30,6 +30,7 @@ type Fields map[string]any
 // Call is one run of a script.
 type Call struct {
 	*Machine
+	script string // its name
 	Values map[string]string
 	Data   []byte
 
@@ -120,7 +121,7 @@ func (m *Machine) act(script Script, call powershell.Invocation) (fields Fields,
 			panic(e)
 		}
 	}()
-	c := &Call{Machine: m, Values: call.Values, Data: call.Data}
+	c := &Call{Machine: m, script: script.Name, Values: call.Values, Data: call.Data}
 	fields = script.Act(c)
 	return fields, c.after, nil
 }

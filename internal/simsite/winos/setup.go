@@ -75,6 +75,7 @@ type setup struct {
 	began     time.Time // when the stage began
 	midway    bool      // the stage has begun and not ended
 	saved     bool      // a stage that waited for a power reset got it
+	broken    bool      // the power was cut in a pass that Windows begins only once
 	failed    bool
 	writes    int
 	completed time.Time
@@ -193,9 +194,8 @@ func (m *Machine) Live(ctx context.Context) {
 func (m *Machine) boot() {
 	m.booted = m.now()
 	m.boots++
-	if name := m.reg(computerName, "ComputerName"); name != "" {
-		m.hostname = name
-	}
+	m.hostname = m.reg(computerNames+`\ComputerName`, "ComputerName")
+	m.setReg(computerNames+`\ActiveComputerName`, "ComputerName", m.hostname)
 	if domain := m.reg(pendingKey, "Domain"); domain != "" {
 		m.domain = domain
 		m.deleteReg(pendingKey, "Domain")
@@ -207,6 +207,10 @@ func (m *Machine) boot() {
 		m.services[name] = s
 	}
 	m.clearPendingReboot()
+	if m.setup.broken {
+		m.setup.broken = false
+		m.fail(m.stage(), unexpected) // Windows does not take this pass up again
+	}
 }
 
 // powerCut is what the end of the power does to a set-up that has not ended. The lock must be held.
@@ -220,7 +224,7 @@ func (m *Machine) powerCut(ctx context.Context) {
 	case stage.UntilReset && !m.setup.saved:
 		m.setup.saved = true
 	case stage.State == Specialize:
-		m.fail(stage, unexpected) // Windows does not take this pass up again
+		m.setup.broken = true
 	}
 }
 

@@ -9,6 +9,7 @@ type Version string
 const (
 	XP           Version = "xp"
 	Server2003   Version = "2003"
+	Server2003R2 Version = "2003r2"
 	Vista        Version = "vista"
 	Server2008   Version = "2008"
 	Windows7     Version = "7"
@@ -40,6 +41,7 @@ func releases() []release {
 	return []release{
 		{XP, "Microsoft Windows XP", 5, 1, "2600", "2.0", false},
 		{Server2003, "Microsoft Windows Server 2003", 5, 2, "3790", "2.0", true},
+		{Server2003R2, "Microsoft Windows Server 2003 R2", 5, 2, "3790", "2.0", true},
 		{Vista, "Windows Vista (TM) Enterprise", 6, 0, "6002", "2.0", false},
 		{Server2008, "Windows Server (R) 2008 Standard", 6, 0, "6002", "2.0", true},
 		{Windows7, "Windows 7 Enterprise", 6, 1, "7601", "2.0", false},
