@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"berth/internal/simsite/guestos"
+	"berth/internal/simsite/winos"
 	"berth/internal/simsite/xcatmn"
 	"berth/reservation"
 )
@@ -38,10 +39,18 @@ type Metal struct {
 
 // OSImage is what a management node can install.
 type OSImage struct {
-	Name         string               `yaml:"name" json:"name"`                 // xCAT's: os-arch-provmethod-profile
-	Image        string               `yaml:"image" json:"image"`               // the catalog's image of it, if the script has no images
-	Distribution guestos.Distribution `yaml:"distribution" json:"distribution"` // what its nodes run
-	Source       map[string]string    `yaml:"source" json:"source,omitempty"`   // more of the catalog's image: expected_minutes, start_limit and so on
+	Name         string               `yaml:"name" json:"name"`                           // xCAT's: os-arch-provmethod-profile
+	Image        string               `yaml:"image" json:"image"`                         // the catalog's image of it, if the script has no images
+	Distribution guestos.Distribution `yaml:"distribution" json:"distribution,omitempty"` // what its nodes run
+	Windows      winos.Version        `yaml:"windows" json:"windows,omitempty"`           // instead: a Windows, with Sysprep and by SSH or WinRM, as a template's
+	Sysprep      bool                 `yaml:"sysprep" json:"sysprep,omitempty"`
+	Channel      string               `yaml:"channel" json:"channel,omitempty"`
+	Source       map[string]string    `yaml:"source" json:"source,omitempty"` // more of the catalog's image: expected_minutes, start_limit and so on
+}
+
+// template is what a vCenter would have of it.
+func (i OSImage) template() Template {
+	return Template{Name: i.Name, Distribution: i.Distribution, Windows: i.Windows, Sysprep: i.Sysprep, Channel: i.Channel}
 }
 
 // Node is a physical node: how it loads, and how its system behaves. Behaviours count from its n-th install or boot.
@@ -78,7 +87,9 @@ func (m Metal) faults(path string) []*ScriptError {
 	}
 	for i, image := range m.OSImages {
 		at := fmt.Sprintf("%sosimages[%d].", path, i)
-		if !slices.Contains(guestos.Distributions(), image.Distribution) {
+		if image.Windows != "" {
+			all = append(all, image.template().windowsFaults(at)...)
+		} else if !slices.Contains(guestos.Distributions(), image.Distribution) {
 			all = append(all, &ScriptError{at + "distribution", string(image.Distribution), fmt.Sprintf("use one of %v", guestos.Distributions())})
 		}
 		if image.Image != "" && reservation.CheckName("", image.Image) != nil {
@@ -106,11 +117,11 @@ func (s *Site) startMetal(ctx context.Context, script Metal, base netip.Addr) er
 	options := xcatmn.Options{Speed: cmp.Or(script.Speed, 60), Policy: []xcatmn.Row{{CN: metalUser}}}
 	for _, one := range script.OSImages {
 		options.OSImages = append(options.OSImages, one.Name)
-		linux, err := guestos.NewImage(guestos.ImageOptions{Distribution: one.Distribution, Revision: one.Name, AuthorizedKeys: s.authorizedKey})
+		disk, err := s.newImage(one.template(), "")
 		if err != nil {
 			return err
 		}
-		m.images[one.Name] = &image{linux: linux}
+		m.images[one.Name] = disk
 	}
 	for _, one := range script.Nodes {
 		base = base.Next()
@@ -210,9 +221,16 @@ func (m *metal) toCatalog(c *catalogContent, images bool) {
 func (m *metal) catalogImage(one OSImage) reservation.Image {
 	source := map[string]string{"osimage": one.Name, "poll": "1s"}
 	maps.Copy(source, one.Source)
-	return reservation.Image{Name: one.Image, Revision: 1, OS: linuxOS(one.Distribution),
+	os := linuxOS(one.Distribution)
+	control := reservation.Control{Channel: reservation.ChannelSSH, User: "root", Credential: loginSecret, HostKey: reservation.HostKeyFirst}
+	if one.Windows != "" {
+		os.Family, os.Version = reservation.Windows, string(one.Windows)
+		control = windowsControl(one.template())
+	}
+	control.Port = metalSSHPort
+	return reservation.Image{Name: one.Image, Revision: 1, OS: os, Sysprep: one.Sysprep,
 		Sources:  map[string]map[string]string{metalProvisioner: source},
-		Control:  reservation.Control{Channel: reservation.ChannelSSH, User: "root", Port: metalSSHPort, Credential: loginSecret, HostKey: reservation.HostKeyFirst},
+		Control:  control,
 		PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{"127.0.0.0/8"}}}
 }
 
