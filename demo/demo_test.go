@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"berth/internal/loadlog"
+	"berth/internal/simsite"
 	"berth/reservation"
 )
 
@@ -54,23 +56,23 @@ func TestAnOutcomeIsHeldAgainstTheScript(t *testing.T) {
 			acts := playbill()
 			d := &director{acts: acts}
 			a := d.act(c.act)
-			a.view, a.clones = c.view(a), a.attempts
+			a.view, a.clones = c.view(a), a.attempts-a.fewer
 			require.Equal(t, c.want, a.asExpected(), "expected %s, seen %s", a.expected(), a.seen())
 
 			for _, other := range acts {
 				if other != a {
-					other.view, other.clones = viewOf(other, other.outcome, other.attempts, 1, other.reason), other.attempts
+					other.view, other.clones = viewOf(other, other.outcome, other.attempts, 1, other.reason), other.attempts-other.fewer
 				}
 			}
 			var out bytes.Buffer
 			err := printer{out: &out}.result(acts, "http://127.0.0.1:8233", time.Minute)
 			if c.want {
 				require.NoError(t, err)
-				require.Contains(t, out.String(), "6 of 6 as expected, after 1m. Web UI: http://127.0.0.1:8233")
+				require.Contains(t, out.String(), "12 of 12 as expected, after 1m. Web UI: http://127.0.0.1:8233")
 				return
 			}
 			require.ErrorContains(t, err, c.act+": expected")
-			require.Contains(t, out.String(), "5 of 6 as expected")
+			require.Contains(t, out.String(), "11 of 12 as expected")
 		})
 	}
 }
@@ -79,7 +81,7 @@ func TestACloneTooManyIsNotAsExpected(t *testing.T) {
 	a := (&director{acts: playbill()}).act(actKilled)
 	a.view, a.clones = viewOf(a, reservation.OutcomeReady, 1, 1, ""), 2
 	require.False(t, a.asExpected())
-	require.Equal(t, "ready, attempt 1, 2 clones, worker lost", a.seen())
+	require.Equal(t, "ready, attempt 1, 2 loads, worker lost", a.seen())
 }
 
 func TestAPhaseThatOnlyMetAFaultHasLostNoWorker(t *testing.T) {
@@ -230,4 +232,15 @@ func TestACommandsExitCodeAndWordsAreKept(t *testing.T) {
 	require.Equal(t, s.catalog()+" \n", out.String(), "the caller's own BERTH variables do not reach the demonstration's programs")
 	require.Equal(t, -1, exitCode(errors.New("no exit code")))
 	require.True(t, errors.As(err, new(*exec.ExitError)))
+}
+
+func TestEveryActHasItsComputerAndItsImage(t *testing.T) {
+	script, err := simsite.ParseScript("site.yaml", siteScript)
+	require.NoError(t, err)
+	for _, a := range playbill() {
+		vm := slices.ContainsFunc(script.Computers, func(c simsite.Computer) bool { return c.Name == a.computer })
+		node := slices.ContainsFunc(script.Metal.Nodes, func(n simsite.Node) bool { return n.Name == a.computer })
+		require.True(t, vm || node, a.computer)
+		require.True(t, slices.ContainsFunc(script.Images, func(i reservation.Image) bool { return i.Name == a.image }), a.image)
+	}
 }

@@ -64,7 +64,7 @@ func (p printer) plan(acts []*act) {
 
 // result shows what came of it. Its error names what is not as expected.
 func (p printer) result(acts []*act, webUI string, took time.Duration) error {
-	table := loadlog.Table{Header: []string{"RESERVATION", "COMPUTER", "SCRIPTED", "EXPECTED", "SEEN", "ATTEMPTS", "CLONES", "WORKERS LOST", "RESUMED", "TIME", "REASON"}, Indent: "  "}
+	table := loadlog.Table{Header: []string{"RESERVATION", "COMPUTER", "SCRIPTED", "EXPECTED", "SEEN", "ATTEMPTS", "CLONES OR INSTALLS", "WORKERS LOST", "RESUMED", "TIME", "REASON"}, Indent: "  "}
 	var wrong []error
 	for _, a := range acts {
 		paint := good

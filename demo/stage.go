@@ -154,7 +154,7 @@ func (s *stage) startSite(ctx context.Context) error {
 	return fmt.Errorf("%w\n  %s", err, site.Tail(tailLines))
 }
 
-// clones asks the simulated site how many clones it has made, by the computer's name.
+// clones asks the simulated site how many clones it has made, or installs of a physical node, by the computer's name.
 func (s *stage) clones(ctx context.Context) (map[string]int, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.control+"/status", nil)
 	if err != nil {
@@ -172,6 +172,9 @@ func (s *stage) clones(ctx context.Context) (map[string]int, error) {
 	clones := map[string]int{}
 	for name, counts := range status.Counts {
 		clones[name] = counts.Clones
+	}
+	for name, node := range status.Metal.Nodes {
+		clones[name] = node.Installs
 	}
 	return clones, nil
 }
@@ -249,7 +252,7 @@ func (s *stage) env(more ...string) []string {
 			env = append(env, pair)
 		}
 	}
-	env = append(env, "BERTH_CATALOG="+s.catalog(), "BERTH_PROVISIONERS=vmware", "BERTH_USER=demo")
+	env = append(env, "BERTH_CATALOG="+s.catalog(), "BERTH_PROVISIONERS=vmware,xcat", "BERTH_USER=demo")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.server != nil {
