@@ -362,6 +362,9 @@ func (l *ladder) climb(within, whole context.Context) (Session, error) {
 
 func (l *ladder) dial(ctx context.Context) (Session, error) {
 	aim := l.aim
+	if aim.Pin == "" { // shown by a guest that has not let us in yet
+		aim.Pin = l.report.Kept(keepPin)
+	}
 	var err error
 	if aim.Address, err = l.host.Resolve(ctx, aim.Address); err != nil {
 		return nil, &remote.RungError{Rung: remote.RungTCP, Err: err}
