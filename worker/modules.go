@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +19,10 @@ import (
 	"berth/internal/secrets"
 	"berth/osmodules"
 	"berth/osmodules/linux"
+	"berth/osmodules/remote"
 	"berth/osmodules/remote/ssh"
+	"berth/osmodules/remote/winrm"
+	"berth/osmodules/windows"
 	"berth/provisioners"
 	"berth/provisioners/vmware"
 	"berth/reservation"
@@ -64,14 +68,29 @@ func build(c config, lookupEnv func(string) (string, bool), log zerolog.Logger, 
 	faults := []error{err}
 
 	store := secrets.NewStore(secrets.Options{Sources: read.Secrets, LookupEnv: lookupEnv, Logger: log})
-	dialer := ssh.NewDialer(ssh.Options{Credential: func(name string) (ssh.Credential, error) { return credential(store, name) }})
-	faults = append(faults, checkSecrets(read, served, store, dialer))
+	login := func(name string) (remote.Credential, error) { return credential(store, name) }
+	dialer, winrmDialer := ssh.NewDialer(ssh.Options{Credential: login}), winrm.NewDialer(winrm.Options{Credential: login})
+	faults = append(faults, checkSecrets(read, served, store, map[string]checker{reservation.ChannelSSH: dialer, reservation.ChannelWinRM: winrmDialer}))
 
 	guests, err := linux.New(linux.Options{Dialer: dialer, ScriptsDir: c.Scripts, Logger: log, Waiting: m.GuestsWaiting})
 	for _, fault := range flatten(err) {
 		faults = append(faults, fmt.Errorf("BERTH_SCRIPTS: %w", fault))
 	}
 	built.os[reservation.Linux] = guests
+	machines, err := windows.New(windows.Options{
+		Dialers: map[string]windows.Dialer{
+			reservation.ChannelSSH:   windows.SSH(dialer),
+			reservation.ChannelWinRM: windows.WinRM(winrmDialer, filepath.Dir(c.Catalog)),
+		},
+		Secret: store.Text, ScriptsDir: c.Scripts, Logger: log, Waiting: m.GuestsWaiting,
+	})
+	for _, fault := range flatten(err) {
+		// A fault of the folder itself is the Linux module's, too.
+		if err := fmt.Errorf("BERTH_SCRIPTS: %w", fault); !slices.ContainsFunc(faults, func(f error) bool { return f != nil && f.Error() == err.Error() }) {
+			faults = append(faults, err)
+		}
+	}
+	built.os[reservation.Windows] = machines
 	for _, s := range served {
 		built.queues = append(built.queues, s.queues...)
 		switch s.provisioner {
@@ -144,8 +163,11 @@ func choose(c *catalog.Catalog, types, names []string) ([]site, error) {
 	return served, errors.Join(faults...)
 }
 
-// checkSecrets reads every secret that serving needs, and parses the private keys among them.
-func checkSecrets(c *catalog.Catalog, served []site, store *secrets.Store, dialer *ssh.Dialer) error {
+// checker says whether a control channel can log in with a secret.
+type checker interface{ CheckCredential(name string) error }
+
+// checkSecrets reads every secret that serving needs, and has each channel look at those that it logs in with.
+func checkSecrets(c *catalog.Catalog, served []site, store *secrets.Store, channels map[string]checker) error {
 	var types, sites []string
 	for _, s := range served {
 		types = append(types, s.provisioner)
@@ -161,31 +183,36 @@ func checkSecrets(c *catalog.Catalog, served []site, store *secrets.Store, diale
 			unreadable[name] = true
 		}
 	}
-	logins := map[string]bool{}
+	logins := map[string]map[string]bool{} // channel -> secret
 	for _, image := range c.Images {
-		if image.Control.Channel == "ssh" && slices.ContainsFunc(types, func(name string) bool { return image.Sources[name] != nil }) {
-			logins[image.Control.Credential] = true
+		if slices.ContainsFunc(types, func(name string) bool { return image.Sources[name] != nil }) {
+			if logins[image.Control.Channel] == nil {
+				logins[image.Control.Channel] = map[string]bool{}
+			}
+			logins[image.Control.Channel][image.Control.Credential] = true
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(logins)) {
-		if !unreadable[name] {
-			faults = append(faults, dialer.CheckCredential(name))
+	for _, channel := range slices.Sorted(maps.Keys(logins)) {
+		for _, name := range slices.Sorted(maps.Keys(logins[channel])) {
+			if !unreadable[name] {
+				faults = append(faults, channels[channel].CheckCredential(name))
+			}
 		}
 	}
 	return errors.Join(faults...)
 }
 
-// credential turns a secret into what SSH logs in with: a private key if it is one, a password otherwise.
-func credential(store *secrets.Store, name string) (ssh.Credential, error) {
+// credential turns a secret into what a channel logs in with: a private key if it is one, a password otherwise.
+func credential(store *secrets.Store, name string) (remote.Credential, error) {
 	value, err := store.Bytes(name)
 	if err != nil {
-		return ssh.Credential{}, err
+		return remote.Credential{}, err
 	}
 	if !bytes.HasPrefix(bytes.TrimSpace(value), []byte("-----BEGIN ")) {
-		return ssh.Credential{Password: string(value)}, nil
+		return remote.Credential{Password: string(value)}, nil
 	}
 	passphrase, err := store.Passphrase(name)
-	return ssh.Credential{PrivateKey: value, Passphrase: passphrase}, err
+	return remote.Credential{PrivateKey: value, Passphrase: passphrase}, err
 }
 
 func vcenters(sites []catalog.Site, store *secrets.Store) []vmware.Site {

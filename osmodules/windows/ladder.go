@@ -68,7 +68,7 @@ type ladder struct {
 	dialer  Dialer
 	aim     Target
 	host    climb.HostCache
-	// reboot: the wait is for a reboot of ours. Its limit is pace.reboot, and no power reset is given.
+	// rebooting is the step whose reboot this wait is for: its limit is pace.reboot, and no power reset is given.
 	rebooting string
 
 	overall  time.Time // when this wait ends, whatever changes
@@ -306,7 +306,7 @@ func (l *ladder) verdict(answered bool) error {
 	var reason string
 	switch {
 	case l.rebooting != "":
-		reason = fmt.Sprintf("the guest did not come back within %s from the reboot for %s: it hangs at %s", l.module.pace.reboot, l.rebooting, rung)
+		reason = fmt.Sprintf("%s: the guest did not come back within %s, it hangs at %s", l.rebooting, l.module.pace.reboot, rung)
 	case answered:
 		reason = fmt.Sprintf("the guest had answered at %s and does so no more: it hangs at %s", l.report.Kept(keepAnswered), rung)
 	case l.talking && stood:

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -173,5 +174,21 @@ func execute(ctx context.Context, channel remote.Channel, name string, values ma
 	if err != nil {
 		return powershell.Answer{}, err
 	}
-	return powershell.ParseAnswer(result)
+	answer, err := powershell.ParseAnswer(result)
+	answer.Detail, answer.Output = hide(answer.Detail, values), hide(answer.Output, values)
+	var none *powershell.NoAnswerError
+	if errors.As(err, &none) {
+		none.Output = hide(none.Output, values)
+	}
+	return answer, err
+}
+
+// hide takes the secrets among a script's values out of what it said, should Windows ever name one in an error.
+func hide(text string, values map[string]string) string {
+	for _, name := range []string{"Password", "Key"} {
+		if secret := values[name]; secret != "" {
+			text = strings.ReplaceAll(text, secret, "***")
+		}
+	}
+	return text
 }

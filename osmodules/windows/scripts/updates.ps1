@@ -13,7 +13,7 @@ $reboot = $false
 foreach ($package in $packages) {
     $name = [IO.Path]::GetFileName($package)
     # A package that is installed already is no error to it.
-    & dism.exe /Online /Quiet /NoRestart /Add-Package ('/PackagePath:' + $package) | Out-Null
+    & dism.exe /Online /Quiet /NoRestart '/Add-Package' ('/PackagePath:' + $package) | Out-Null
     if ($LASTEXITCODE -eq 3010) { $reboot = $true }
     if ($LASTEXITCODE -eq 0 -or $LASTEXITCODE -eq 3010) { $installed += $name } else { $failed += $name + ' (' + $LASTEXITCODE + ')' }
 }
