@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"berth/internal/loadlog"
+	"berth/internal/simsite"
 	"berth/reservation"
 )
 
@@ -66,11 +68,11 @@ func TestAnOutcomeIsHeldAgainstTheScript(t *testing.T) {
 			err := printer{out: &out}.result(acts, "http://127.0.0.1:8233", time.Minute)
 			if c.want {
 				require.NoError(t, err)
-				require.Contains(t, out.String(), "6 of 6 as expected, after 1m. Web UI: http://127.0.0.1:8233")
+				require.Contains(t, out.String(), "9 of 9 as expected, after 1m. Web UI: http://127.0.0.1:8233")
 				return
 			}
 			require.ErrorContains(t, err, c.act+": expected")
-			require.Contains(t, out.String(), "5 of 6 as expected")
+			require.Contains(t, out.String(), "8 of 9 as expected")
 		})
 	}
 }
@@ -230,4 +232,13 @@ func TestACommandsExitCodeAndWordsAreKept(t *testing.T) {
 	require.Equal(t, s.catalog()+" \n", out.String(), "the caller's own BERTH variables do not reach the demonstration's programs")
 	require.Equal(t, -1, exitCode(errors.New("no exit code")))
 	require.True(t, errors.As(err, new(*exec.ExitError)))
+}
+
+func TestEveryActHasItsComputerAndItsImage(t *testing.T) {
+	script, err := simsite.ParseScript("site.yaml", siteScript)
+	require.NoError(t, err)
+	for _, a := range playbill() {
+		require.True(t, slices.ContainsFunc(script.Computers, func(c simsite.Computer) bool { return c.Name == a.computer }), a.computer)
+		require.True(t, slices.ContainsFunc(script.Images, func(i reservation.Image) bool { return i.Name == a.image }), a.image)
+	}
 }

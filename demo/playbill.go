@@ -41,6 +41,10 @@ const (
 	actKilled = "worker-killed"
 	actFails  = "fails"
 	actCancel = "cancelled"
+
+	actSysprep  = "slow-sysprep"
+	actReloads7 = "windows7-reload"
+	actXP       = "windows-xp"
 )
 
 // seen says what came of it, in the words of expected.
@@ -118,5 +122,11 @@ func playbill() []*act {
 			outcome: reservation.OutcomeFailed, attempts: 1, reason: "host key"},
 		{name: actCancel, user: "fatima", computer: "vm-06", image: "debian12", scripted: "its user cancels it",
 			outcome: reservation.OutcomeCancelled, attempts: 1},
+		{name: actSysprep, user: "goran", computer: "vm-07", image: "windows2022", scripted: "Server 2022 with a slow Sysprep",
+			outcome: reservation.OutcomeReady, attempts: 1},
+		{name: actReloads7, user: "hana", computer: "vm-08", image: "windows7", scripted: "a 7 whose set-up ends in an error at first",
+			outcome: reservation.OutcomeReady, attempts: 2},
+		{name: actXP, user: "ivan", computer: "vm-09", image: "windowsxp", scripted: "XP and its mini-setup",
+			outcome: reservation.OutcomeReady, attempts: 1},
 	}
 }
