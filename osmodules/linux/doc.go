@@ -83,7 +83,7 @@
 //
 // Options.ScriptsDir holds the site's own scripts: post-load/SET/NN-NAME, two digits and a name of a-z, 0-9, "." and
 // "-". The set "all" runs on every guest, then the sets that the image names (image.post_load.scripts), in this order, each by
-// the scripts' names. Each is a whole program with a "#!" line. A comment among its first 20 lines may say
+// the scripts' names. Each is a whole program with a "#!" line; files that end with .ps1 are for Windows. A comment among its first 20 lines may say
 //
 //	# berth: limit=2m on-failure=reload
 //

@@ -3,7 +3,6 @@ package windows
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -119,7 +118,7 @@ func (d winrmDialer) Dial(ctx context.Context, target Target) (Session, error) {
 			aim.Roots, err = winrm.ReadRoots(pem)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("the authorities of image.control.certificate: %w", err)
+			return nil, reservation.Fail("the authorities of image.control.certificate", err)
 		}
 		aim.ServerName = target.ServerName
 	} else {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -145,11 +146,16 @@ func (s *session) Run(ctx context.Context, command remote.Command) (remote.Resul
 	if command.Limit <= 0 {
 		return remote.Result{}, errors.New("a command without a limit")
 	}
-	read, err := powershell.ReadInput(command.Stdin)
+	return s.exec(ctx, command.Line, command.Stdin)
+}
+
+// exec runs what was really sent.
+func (s *session) exec(ctx context.Context, line string, stdin io.Reader) (remote.Result, error) {
+	read, err := powershell.ReadInput(stdin)
 	if err != nil {
 		return remote.Result{}, err
 	}
-	r := run{name: "unknown", values: read.Values, data: read.Data, line: command.Line}
+	r := run{name: "unknown", values: read.Values, data: read.Data, line: line}
 	entries, _ := scripts.ReadDir("scripts")
 	for _, entry := range entries {
 		text, _ := scripts.ReadFile("scripts/" + entry.Name())

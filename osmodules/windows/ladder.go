@@ -362,6 +362,9 @@ func (l *ladder) climb(within, whole context.Context) (Session, error) {
 
 func (l *ladder) dial(ctx context.Context) (Session, error) {
 	aim := l.aim
+	if aim.Pin == "" { // shown by a guest that has not let us in yet
+		aim.Pin = l.report.Kept(keepPin)
+	}
 	var err error
 	if aim.Address, err = l.host.Resolve(ctx, aim.Address); err != nil {
 		return nil, &remote.RungError{Rung: remote.RungTCP, Err: err}
@@ -383,7 +386,7 @@ func (l *ladder) dial(ctx context.Context) (Session, error) {
 func (l *ladder) strange(mismatch *PinError) error {
 	log := l.log.With().Str("want", mismatch.Want).Str("got", mismatch.Got).Logger()
 	switch {
-	case l.request.HostKey != "":
+	case l.request.HostKey != "" && l.aim.Control.Channel == reservation.ChannelSSH:
 		log.Error().Msg("the guest's host key is not the one handed to it")
 		return reservation.Fail("the guest does not show the host key that was handed to it (another machine answers, or the image starts sshd before it has installed the key)", mismatch)
 	case l.request.Reservation.Image.Sysprep && l.report.Kept(keepRepinned) == "" && l.report.Kept(keepAnswered) == "":

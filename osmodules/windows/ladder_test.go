@@ -234,6 +234,19 @@ func TestACertificateMayChangeOnceWithSysprep(t *testing.T) {
 	}
 }
 
+func TestACertificateIsPinnedBeforeTheGuestLetsUsIn(t *testing.T) {
+	g, report := newGuest(), newRecorder()
+	g.refused = true
+	ended := make(chan error, 1)
+	go func() {
+		_, err := g.module(t).WaitForResponse(t.Context(), g.request(), report)
+		ended <- err
+	}()
+	require.Eventually(t, func() bool { return report.Kept(keepPin) != "" }, time.Minute, time.Millisecond)
+	g.change(func() { g.pin, g.refused = "SHA256:two", false })
+	verdict(t, reservation.VerdictFail, <-ended, "changed inside the attempt")
+}
+
 func TestCredentialsThatAreValidLaterAreTriedAgain(t *testing.T) {
 	g, report := newGuest(), newRecorder()
 	g.refused = true

@@ -390,9 +390,10 @@ func (l *load) order(ctx context.Context) (*types.CloneVM_Task, error) {
 	}, nil
 }
 
-// handsHostKey says whether the guest is handed a host key: the default for vSphere.
+// handsHostKey says whether the guest is handed a host key: the default for vSphere, but for Windows, which does not read
+// guestinfo by itself.
 func handsHostKey(image reservation.Image) bool {
-	return image.Control.HostKey == "" || image.Control.HostKey == reservation.HostKeyHanded
+	return image.Control.HostKey == reservation.HostKeyHanded || image.Control.HostKey == "" && image.OS.Family != reservation.Windows
 }
 
 func (l *load) location(ctx context.Context) (types.VirtualMachineRelocateSpec, error) {

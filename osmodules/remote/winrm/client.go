@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/masterzen/winrm"
@@ -32,6 +33,8 @@ type Client struct {
 	close  sync.Once
 	ended  sync.Once
 	kills  sync.WaitGroup
+
+	closing atomic.Bool // we are about to close it
 
 	mu    sync.Mutex
 	use   use
@@ -93,6 +96,7 @@ func (c *Client) LocalAddress() string {
 // be called again.
 func (c *Client) Close() error {
 	c.close.Do(func() {
+		c.closing.Store(true)
 		if c.Err() == nil {
 			ctx, cancel := context.WithTimeout(c.ctx, closeLimit)
 			defer cancel()
@@ -103,11 +107,13 @@ func (c *Client) Close() error {
 				via.ask(ctx, winrm.NewDeleteShellRequest(via.url, shell, parameters(closeLimit)).String(), closeLimit)
 			})
 		}
-		c.end(errors.New("we closed it"))
+		c.end(errClosed())
 		c.kills.Wait()
 	})
 	return nil
 }
+
+func errClosed() error { return errors.New("we closed it") }
 
 func (c *Client) end(cause error) {
 	c.ended.Do(func() {
@@ -243,6 +249,8 @@ func (c *Client) Run(ctx context.Context, command remote.Command) (remote.Result
 	case err := <-ended:
 		var fault *FaultError
 		switch {
+		case c.closing.Load():
+			return e.result(-1), &remote.LostError{Command: name, Err: errors.Join(errClosed(), err)}
 		case err == nil:
 			return e.result(e.exit), nil
 		case answered(err) && c.Err() == nil && !(errors.As(err, &fault) && fault.Code == codeNoShell):

@@ -45,6 +45,8 @@ func newConn(secure *tls.Conn, target Target, password string, shown Pin) *conn 
 				}
 				return secure, nil
 			},
+			// A request that comes while the last answer is put away waits for the connection.
+			MaxConnsPerHost:    1,
 			DisableCompression: true,
 		}}
 }

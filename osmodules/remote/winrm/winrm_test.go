@@ -496,10 +496,23 @@ func TestADialNamesTheRungWhereItFails(t *testing.T) {
 			require.NotContains(t, err.Error(), password)
 			if c.auth {
 				require.Contains(t, err.Error(), "wrong user name or password")
-				require.Positive(t, g.Refusals()+1)
+				require.Equal(t, 1, g.Refusals(), "one try locks no account out")
 			}
 		})
 	}
+}
+
+func TestAUserWhoIsNoAdministratorIsRefused(t *testing.T) {
+	g := newGuest(t, echo)
+	g.Change(func(o *winrmtest.Options) { o.Admin = func(string) bool { return false } })
+	_, err := g.dialer(winrm.Options{}).Dial(t.Context(), g.target())
+	var at *remote.RungError
+	require.ErrorAs(t, err, &at)
+	require.Equal(t, winrm.RungShell, at.Rung)
+	var refused *remote.AuthError
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, user, refused.User)
+	require.ErrorContains(t, err, "Access is denied")
 }
 
 func TestADialEndsWithItsContext(t *testing.T) {

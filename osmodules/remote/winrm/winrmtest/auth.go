@@ -17,6 +17,7 @@ import (
 	"time"
 	"unicode/utf16"
 
+	//lint:ignore SA1019 NTLM's hash of a password is MD4 (MS-NLMP 3.3.2)
 	"golang.org/x/crypto/md4"
 )
 

@@ -27,6 +27,8 @@ type Options struct {
 	Certificate tls.Certificate
 	// Users returns a user's password. The name is as the client gave it, without a domain.
 	Users func(name string) (password string, ok bool)
+	// Admin, if not nil, says whose shells are opened; others get the fault "access is denied".
+	Admin func(name string) bool
 	// Basic offers Basic authentication beside NTLM.
 	Basic bool
 	// Exec runs one command and returns its exit code. ctx ends when the command is to be terminated; its User is who

@@ -151,6 +151,9 @@ func (s *Server) handle(ctx context.Context, user, action string, request envelo
 			`<wsmid:ProductVendor>Microsoft Corporation</wsmid:ProductVendor>` +
 			`<wsmid:ProductVersion>OS: 10.0.20348 SP: 0.0 Stack: 3.0</wsmid:ProductVersion></wsmid:IdentifyResponse>`, nil
 	case "Create":
+		if admin := s.now().Admin; admin != nil && !admin(user) {
+			return "", &fault{"w:AccessDenied", 5, "Access is denied."}
+		}
 		id := strings.ToUpper(uuid.NewString())
 		s.mu.Lock()
 		s.shells[id] = &shell{commands: map[string]*command{}}
@@ -286,8 +289,8 @@ func (c *command) send(content []byte, end bool) {
 
 // terminate ends a command and everything that waits for it.
 func (c *command) terminate() {
-	c.cancel()
 	c.change(func() { c.terminated, c.closed = true, true })
+	c.cancel()
 }
 
 // receive waits for output or the end. What it returns stays within the client's envelope.
