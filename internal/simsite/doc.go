@@ -3,6 +3,7 @@
 // each computer and the vCenter behave: late, silent, rebooting, a wrong key, clones that fail. Tests use it in-process
 // (Start); the demonstration and Compose run it as a program of its own (simsite serve).
 //
-// A guest's files, commands and shell are those of package guestos: nothing of the machine that runs the simulation can
-// be reached from a guest.
+// A Linux guest's files, commands and shell are those of package guestos. A Windows guest is one of package winos: it
+// speaks SSH or WinRM, and sets itself up on a script (Behaviour.Setup) as a Windows does after Sysprep. Nothing of the
+// machine that runs the simulation can be reached from a guest.
 package simsite

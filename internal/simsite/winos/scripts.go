@@ -24,6 +24,6 @@ func Scripts() []Script {
 		{"static", "f77dd1fc7e9035b44e97eafd0af3ec11d381ee16cce63d66a4f8e59aaefd9d52", actStatic},
 		{"tag", "d204fac1e83206a11bc6559ffdf9e65f86ad85a6a870e7dd0b1786d644fa483d", actTag},
 		{"time", "029f9638971e4cb0946dfb5d2b6753d01cf75514150d1487edfa9be383f55e57", actTime},
-		{"updates", "837e00f2eac94e17fa1073459fbbdae0c8004ec2cc7fb85c1e56e757282a8558", actUpdates},
+		{"updates", "18d77402e2f888f425203e60ec2c5db23106bcfdadd7a298bcd5517ca7a5cc05", actUpdates},
 	}
 }
