@@ -94,7 +94,7 @@ func (l *lab) worker(limits xcat.Limits) *xcat.Module {
 	l.t.Helper()
 	ca := filepath.Join(l.t.TempDir(), "ca.pem")
 	require.NoError(l.t, os.WriteFile(ca, l.mn.CA, 0o600))
-	module, err := xcat.New(xcat.Options{Limits: limits, Sites: []xcat.Site{{Name: "mn", Address: l.mn.Address, CAFile: ca,
+	module, err := xcat.New(xcat.Options{Limits: limits, Sites: []xcat.Site{{Name: "mn", Address: l.mn.Address, CAFile: ca, Installs: 3,
 		Certificate: func() ([]byte, error) { return l.mn.ClientCertificate("berth") }}}})
 	require.NoError(l.t, err)
 	return module
@@ -301,6 +301,46 @@ func TestALoadOutlivesARestartOfXcatd(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, <-restarted)
 	require.Equal(t, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, l.mn.Counts("n01"))
+}
+
+// However a load ends, its node is no longer armed when it gives up its slot.
+func TestNoMoreNodesAreArmedThanThereAreSlots(t *testing.T) {
+	t.Parallel()
+	modes := []xcatmn.Mode{xcatmn.Works, xcatmn.PostFails, xcatmn.Works, xcatmn.BMCRefuses}
+	const nodes, places = 12, 3
+	l := newLab(t, xcatmn.Works, brisk(), func(o *xcatmn.Options) {
+		for n := range nodes - 1 {
+			o.Nodes = append(o.Nodes, xcatmn.Node{Name: fmt.Sprintf("n%02d", n+2), Address: address(t), Mode: modes[n%len(modes)]})
+		}
+	})
+	slots := make(chan struct{}, places)
+	var group sync.WaitGroup
+	for n := range nodes {
+		group.Go(func() {
+			request := l.order(1)
+			computer := &request.Reservation.Computer
+			computer.Name, computer.MACs = fmt.Sprintf("n%02d", n+1), nil
+			request.Reservation.Name = "r-" + computer.Name
+			request.Mark.Reservation = request.Reservation.Name
+			request.Enter = func(_ context.Context, _ string, capacity int, _ func(int)) (func(), error) {
+				if capacity != places {
+					return nil, fmt.Errorf("asked for one of %d slots", capacity)
+				}
+				slots <- struct{}{}
+				return func() { <-slots }, nil
+			}
+			_, err := l.module.Load(t.Context(), request, newReporter())
+			if verdict := reservation.VerdictOf(err); verdict != reservation.VerdictDone && verdict != reservation.VerdictReload {
+				t.Errorf("%s: %v", computer.Name, err)
+			}
+		})
+	}
+	group.Wait()
+	require.Equal(t, places, l.mn.MostArmed())
+	for n := range nodes {
+		state := l.mn.State(fmt.Sprintf("n%02d", n+1))
+		require.False(t, state.Armed(), "%+v", state)
+	}
 }
 
 // A worker is stopped in each call of its reporter, one after the other, until a load comes through without.
