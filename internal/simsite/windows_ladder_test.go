@@ -108,6 +108,7 @@ func TestEachFaultOfASetupAsAWorkerSeesIt(t *testing.T) {
 	for _, channel := range []string{"ssh", "winrm"} {
 		t.Run(channel, func(t *testing.T) {
 			site := start(t, "templates: [{name: win, windows: \"2022\", sysprep: true, channel: "+channel+", snapshots: [r1]}]", len(tests))
+			var loading sync.Mutex
 			for i, name := range slices.Sorted(maps.Keys(tests)) {
 				test, computer := tests[name], site.Computers()[i].Name
 				require.NoError(t, site.SetGuest(computer, Behaviours{Loads: []Behaviour{test.behaviour}}))
@@ -115,7 +116,9 @@ func TestEachFaultOfASetupAsAWorkerSeesIt(t *testing.T) {
 					t.Parallel()
 					l := *site
 					l.t = t
+					loading.Lock() // govmomi's finder is for one caller
 					vm, began := l.load(computer, ""), time.Now()
+					loading.Unlock()
 					limits := reservation.Limits{Response: reservation.Duration(test.response), ResponseAgain: reservation.Duration(generous), Settle: reservation.Duration(time.Second)}
 					var reset func(context.Context) error
 					if test.reset {
