@@ -1,6 +1,6 @@
 // Command bench measures Berth side by side with what it stands on, in one run, and prints the figures:
 //
-//	bench [-quick] [-only engine,waiting,vsphere]
+//	bench [-quick] [-only engine,waiting,windows,vsphere]
 //
 // BENCH_JSON=FILE writes them as one flat JSON object as well.
 package main
@@ -22,7 +22,7 @@ import (
 
 func main() {
 	quick := flag.Bool("quick", false, "fewer rounds: a look, not a measurement")
-	only := flag.String("only", "engine,waiting,vsphere", "which parts to measure")
+	only := flag.String("only", "engine,waiting,windows,vsphere", "which parts to measure")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -30,10 +30,10 @@ func main() {
 	fmt.Printf("Berth's benchmarks, %s, %d CPUs, %s\n", time.Now().Format("2006-01-02 15:04"), runtime.NumCPU(), runtime.Version())
 	for _, part := range strings.Split(*only, ",") {
 		measure, ok := map[string]func(context.Context, bool, map[string]float64) error{
-			"engine": measureEngine, "waiting": measureWaiting, "vsphere": measureVSphere,
+			"engine": measureEngine, "waiting": measureWaiting, "windows": measureWindows, "vsphere": measureVSphere,
 		}[part]
 		if !ok {
-			fmt.Fprintf(os.Stderr, "bench: there is no part %q: give some of engine, waiting, vsphere\n", part)
+			fmt.Fprintf(os.Stderr, "bench: there is no part %q: give some of engine, waiting, windows, vsphere\n", part)
 			os.Exit(2)
 		}
 		if err := measure(ctx, *quick, figures); err != nil {

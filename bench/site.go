@@ -113,7 +113,7 @@ func (l *lab) stop() {
 
 // reserve starts the load of a computer.
 func (l *lab) reserve(ctx context.Context, computer string) (client.WorkflowRun, error) {
-	r, err := l.catalog.Reservation("bench-"+computer, "bench", computer, "debian12", time.Now().Add(2*time.Hour))
+	r, err := l.catalog.Reservation("bench-"+computer, "bench", computer, l.catalog.Images[0].Name, time.Now().Add(2*time.Hour))
 	if err != nil {
 		return nil, err
 	}

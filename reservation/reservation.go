@@ -386,10 +386,16 @@ func (o PostLoadOptions) validateWindows(family OSFamily) error {
 		faults = append(faults, &FieldError{Field: "image.post_load." + field, Value: value, Remedy: remedy})
 	}
 	if family == Linux {
-		for field, there := range map[string]bool{"rdp_port": o.RDPPort != 0, "rdp_sources": len(o.RDPSources) > 0, "domain": o.Domain != nil,
-			"activation": o.Activation != nil, "updates": o.Updates != ""} {
-			if there {
-				fault(field, "", "only a Windows image has it: leave it out")
+		// In a fixed order: workflows validate, too.
+		for _, one := range []struct {
+			field string
+			there bool
+		}{
+			{"rdp_port", o.RDPPort != 0}, {"rdp_sources", len(o.RDPSources) > 0}, {"domain", o.Domain != nil},
+			{"activation", o.Activation != nil}, {"updates", o.Updates != ""},
+		} {
+			if one.there {
+				fault(one.field, "", "only a Windows image has it: leave it out")
 			}
 		}
 		return errors.Join(faults...)

@@ -76,10 +76,10 @@ func actSetup(c *Call) Fields {
 			running[name] = true
 		}
 	}
-	givesUp := regexp.MustCompile(`(?i)could not finish configuring|could not complete the installation|could not parse or process|is not configured to run on this computer`)
+	givesUp := regexp.MustCompile(`(?i)could not finish configuring|could not complete the installation|could not parse or process|is not configured to run on this computer|restarted unexpectedly`)
 	size, failure := 0, ""
 	var errors []string
-	for _, folder := range []string{`C:\Windows\Panther`, `C:\Windows\Panther\UnattendGC`} {
+	for _, folder := range []string{`C:\Windows`, `C:\Windows\Panther`, `C:\Windows\Panther\UnattendGC`} {
 		for _, name := range []string{"setupact.log", "setuperr.log"} {
 			f, ok := c.files[lower(folder+`\`+name)]
 			if !ok {

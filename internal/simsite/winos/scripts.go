@@ -18,7 +18,7 @@ func Scripts() []Script {
 		{"reboot", "34e24b67bbb5afebd96682b0a58a7aca7198e9334644e496e976ee68343c248b", actReboot},
 		{"secrets", "7c5560b521d6b7fbd1d560393b6f9d75bc4098a72df38fdf3d5ee09a6120c80f", actSecrets},
 		{"service", "0aafde0267169aff4bafb1982bb844d571a336b829561f63d909af7565507d98", actService},
-		{"setup", "22687b2daa08cc36dcb8cff958023bac063fe05ab9c065a170a1109669906e42", actSetup},
+		{"setup", "afec5e4b6f6e6d2afe7ad8c6fb715869a5d83a9dbf5e7db5da0acd4b14957cbd", actSetup},
 		{"site", "5bc41a1f7fca01a57c0e7f0d4ba09d08cff8bf7ae1e021e3cb0affbd83b5b11a", actSite},
 		{"sleep", "0c876a18415bf48bae6d5c15a843af9ce38313998c4b376ca9113956844898b2", actSleep},
 		{"static", "f77dd1fc7e9035b44e97eafd0af3ec11d381ee16cce63d66a4f8e59aaefd9d52", actStatic},

@@ -16,13 +16,14 @@ $boot = [Management.ManagementDateTimeConverter]::ToDateTime($boot).ToUniversalT
 $names = @('sysprep', 'setupcl', 'windeploy', 'oobeldr', 'msoobe', 'setup')
 $running = @(Get-Process | Where-Object { $names -contains $_.Name } | ForEach-Object { $_.Name.ToLowerInvariant() } | Sort-Object -Unique)
 
-# Sysprep's generalize pass logs elsewhere; what stands here is the pass that runs on this computer.
+# Sysprep's generalize pass logs elsewhere; what stands here is the pass that runs on this computer. XP and 2003 log into
+# the system's folder itself.
 $panther = Join-Path -Path $env:SystemRoot -ChildPath 'Panther'
 $size = 0
 $errors = @()
 $failure = ''
-$givesUp = 'could not finish configuring|could not complete the installation|could not parse or process|is not configured to run on this computer'
-foreach ($folder in @($panther, (Join-Path -Path $panther -ChildPath 'UnattendGC'))) {
+$givesUp = 'could not finish configuring|could not complete the installation|could not parse or process|is not configured to run on this computer|restarted unexpectedly'
+foreach ($folder in @($env:SystemRoot, $panther, (Join-Path -Path $panther -ChildPath 'UnattendGC'))) {
     $act = Join-Path -Path $folder -ChildPath 'setupact.log'
     if (Test-Path -Path $act) { $size += (Get-Item -Path $act).Length }
     $err = Join-Path -Path $folder -ChildPath 'setuperr.log'
