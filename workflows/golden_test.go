@@ -197,6 +197,44 @@ func paths() []path {
 			},
 		},
 		{
+			name: "slow-sysprep",
+			prepare: func(s *stage) {
+				s.sysprepped()
+				s.os.Waits = scripted.Acts{climbs("tcp", "handshake", "authentication", "nonce", "set-up", "tcp", "handshake", "authentication",
+					"nonce", "set-up", "settle")}
+			},
+			meddle: release,
+			phases: []string{"1 load done", "1 post-load done", "1 unload done"}, outcome: reservation.OutcomeReleased,
+		},
+		{
+			name: "sysprep-without-progress",
+			prepare: func(s *stage) {
+				s.sysprepped()
+				s.os.Waits = scripted.Acts{scripted.Reload("the set-up stands still: nothing has changed for 30m0s, last ImageState IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"), nil}
+			},
+			meddle: release,
+			phases: []string{"1 load done", "1 post-load reload", "2 load done", "2 post-load done", "2 unload done"}, outcome: reservation.OutcomeReleased,
+		},
+		{
+			name: "power-reset-saves-the-attempt",
+			prepare: func(s *stage) {
+				s.sysprepped()
+				s.os.Waits = scripted.Acts{climbs("tcp", "power reset", "tcp", "handshake", "authentication", "nonce", "set-up", "settle")}
+			},
+			meddle: release,
+			phases: []string{"1 load done", "1 post-load done", "1 unload done"}, outcome: reservation.OutcomeReleased,
+		},
+		{
+			name: "pxe-lost",
+			prepare: func(s *stage) {
+				s.r.Computer.Hardware = reservation.Physical
+				s.provisioner.Loads = scripted.Acts{scripted.Reload("no installer has started on node n01 within 10m0s of its power-on, twice"),
+					climbs("wait for a slot", "check", "arm", "power on", "wait for installer", "install", "leave installer")}
+			},
+			meddle: release,
+			phases: []string{"1 load reload", "2 load done", "2 post-load done", "2 unload done"}, outcome: reservation.OutcomeReleased,
+		},
+		{
 			name: "worker-hands-over",
 			prepare: func(s *stage) {
 				s.provisioner.Loads = scripted.Acts{s.once(func(ctx context.Context, report reservation.Reporter) error {

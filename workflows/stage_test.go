@@ -66,11 +66,25 @@ func newStage(t *testing.T, c client.Client, p path) *stage {
 }
 
 // ladder shows the stages of a real guest, so that the golden histories have the size of real ones.
-func ladder(_ context.Context, report reservation.Reporter) error {
-	for _, rung := range []string{"tcp", "ssh banner", "host key", "authentication", "echo", "boot id", "set-up finished", "settle"} {
-		report.Stage(rung, "127.0.0.1:22001")
+func ladder(ctx context.Context, report reservation.Reporter) error {
+	return climbs("tcp", "ssh banner", "host key", "authentication", "echo", "boot id", "set-up finished", "settle")(ctx, report)
+}
+
+// climbs returns an act that shows stages, one after the other.
+func climbs(stages ...string) scripted.Act {
+	return func(_ context.Context, report reservation.Reporter) error {
+		for _, stage := range stages {
+			report.Stage(stage, "127.0.0.1:22001")
+		}
+		return nil
 	}
-	return nil
+}
+
+// sysprepped makes the reservation's image a Windows with Sysprep.
+func (s *stage) sysprepped() {
+	s.r.Image.OS = reservation.OS{Family: reservation.Windows, Version: "2022", Architecture: "x86_64"}
+	s.r.Image.Sysprep = true
+	s.r.Image.Control = reservation.Control{Channel: reservation.ChannelWinRM, User: "berth", Credential: "windows-admin", Certificate: reservation.HostKeyFirst}
 }
 
 func (s *stage) startWorker(t *testing.T) {
@@ -80,7 +94,7 @@ func (s *stage) startWorker(t *testing.T) {
 	})
 	activities.New(activities.Options{
 		Provisioners: provisioners.NewRegistry(map[string]provisioners.Provisioner{s.path.name: s.provisioner}),
-		OSModules:    osmodules.NewRegistry(map[reservation.OSFamily]osmodules.Module{reservation.Linux: s.os}),
+		OSModules:    osmodules.NewRegistry(map[reservation.OSFamily]osmodules.Module{reservation.Linux: s.os, reservation.Windows: s.os}),
 		Client:       s.c, Identity: "worker-" + s.path.name,
 	}).Register(s.worker)
 	require.NoError(t, s.worker.Start())
