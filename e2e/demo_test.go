@@ -175,15 +175,15 @@ func TestTheDemonstrationInABrowser(t *testing.T) {
 	b := newBrowser(t, webUI)
 	b.chooseColumns(t, "Status", "BerthReservation", "BerthUser", "BerthImage", "BerthComputer", "BerthPhase", "BerthAttempt", "BerthOutcome")
 
-	d.says(t, batchLimit, `(\d+) of 6 as expected`)
-	d.says(t, time.Second, `(6) of 6 as expected`)
+	d.says(t, batchLimit, `(\d+) of 12 as expected`)
+	d.says(t, time.Second, `(12) of 12 as expected`)
 
 	// A visibility store is a moment behind.
 	for _, outcome := range []string{"ready", "failed", "cancelled"} {
 		b.open(t, "workflows?query="+`BerthOutcome%3D%22`+outcome+`%22`, "BerthOutcome", "debian12")
 	}
-	b.open(t, "workflows", "works", "slow", "reload", "worker-killed", "fails", "cancelled", "BerthPhase", "ended")
-	list := b.picture(t, 620)
+	b.open(t, "workflows", "works", "slow", "reload", "worker-killed", "fails", "cancelled", "windows-xp", "bare-metal", "BerthPhase", "ended")
+	list := b.picture(t, 880)
 
 	view := d.show(t, "reload")
 	b.open(t, reservationPage(view.WorkflowID, view.RunID, "user-metadata"),
