@@ -15,6 +15,7 @@ import (
 	"berth/internal/temporalclient"
 	"berth/provisioners"
 	"berth/provisioners/vmware"
+	"berth/provisioners/xcat"
 )
 
 // patience is how long somebody at a keyboard waits for Temporal. A worker, which is started by a machine, waits longer.
@@ -39,7 +40,7 @@ func run(ctx context.Context) int {
 	return commands.Tools{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Env: os.Getenv, Now: time.Now,
-		Validators: map[string]provisioners.Validator{vmware.Type: new(vmware.Module)},
+		Validators: map[string]provisioners.Validator{vmware.Type: new(vmware.Module), xcat.Type: new(xcat.Module)},
 		Temporal:   settings,
 	}.Run(ctx, os.Args[1:])
 }
