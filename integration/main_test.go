@@ -38,8 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestBerth is all of the tests: they share one set of programs and, but for the one that kills them, one Temporal server and
-// one worker for the workflows.
+// TestBerth is the tests that mostly wait, all at once: they share one set of programs, one Temporal server and one worker for
+// the workflows.
 func TestBerth(t *testing.T) {
 	w := newWorld(t)
 	for _, one := range []struct {
@@ -52,22 +52,34 @@ func TestBerth(t *testing.T) {
 		{"the vCenter is not reached for a while", testVCenterUnreachable},
 		{"sessions expire in the middle of a load", testSessionsExpire},
 		{"Temporal is silent for a while", testTemporalSilent},
-		{"Temporal's server and the workflows' worker are killed", testTemporalKilled},
 		{"cancelled", testCancelled},
 		{"a worker that is stopped hands over", testHandOver},
 		{"a worker that was paused is too late", testPaused},
 		{"a worker that was paused clones nothing for a reservation that is over", testPausedAndOver},
 		{"guests", testGuests},
-		{"physical nodes and their faults", testMetalFaults},
-		{"a worker killed while its node installs", testMetalKilled},
-		{"forty nodes through a gate for ten", testMetalThrottle},
-		{"clones of several workers in one vCenter", testCloneLimit},
 		{"a computer has one holder", testHolder},
 	} {
 		t.Run(one.name, func(t *testing.T) {
 			t.Parallel()
 			one.run(t, w)
 		})
+	}
+}
+
+// TestBerthOneByOne is the tests that keep the machine busy by themselves, one after the other.
+func TestBerthOneByOne(t *testing.T) {
+	w := newWorld(t)
+	for _, one := range []struct {
+		name string
+		run  func(*testing.T, *world)
+	}{
+		{"Temporal's server and the workflows' worker are killed", testTemporalKilled},
+		{"clones of several workers in one vCenter", testCloneLimit},
+		{"physical nodes and their faults", testMetalFaults},
+		{"a worker killed while its node installs", testMetalKilled},
+		{"forty nodes through a gate for ten", testMetalThrottle},
+	} {
+		t.Run(one.name, func(t *testing.T) { one.run(t, w) })
 	}
 }
 

@@ -27,10 +27,16 @@ type metalLab struct {
 	nodes []simsite.Node
 }
 
-// newMetal starts a management node with its nodes. A minute of theirs takes half a second.
-func (w *world) newMetal(t *testing.T, name string, installs int, source map[string]string, nodes ...simsite.Node) *metalLab {
+// Nodes whose minute takes half a second, and nodes that leave a test the time to see each of their stages.
+const (
+	fast   = 120
+	slowly = 30
+)
+
+// newMetal starts a management node with its nodes.
+func (w *world) newMetal(t *testing.T, name string, speed float64, installs int, source map[string]string, nodes ...simsite.Node) *metalLab {
 	t.Helper()
-	site := w.startSite(t, simsite.Script{Metal: &simsite.Metal{Name: name, Speed: 120, Installs: installs, Nodes: nodes,
+	site := w.startSite(t, simsite.Script{Metal: &simsite.Metal{Name: name, Speed: speed, Installs: installs, Nodes: nodes,
 		OSImages: []simsite.OSImage{{Name: "rocky9.4-x86_64-install-compute", Image: metalImage, Distribution: "rocky9", Source: source}}}})
 	return &metalLab{lab: &lab{world: w, name: name, site: site, catalog: site.catalog}, nodes: nodes}
 }
@@ -38,7 +44,7 @@ func (w *world) newMetal(t *testing.T, name string, installs int, source map[str
 func (l *metalLab) worker(t *testing.T) *workerProcess {
 	t.Helper()
 	l.workers++
-	return l.world.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), workerOptions{env: []string{"BERTH_WORKFLOWS=false",
+	return l.world.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), workerOptions{plain: true, env: []string{"BERTH_WORKFLOWS=false",
 		"BERTH_PROVISIONERS=xcat", "BERTH_CATALOG=" + l.catalog, "BERTH_SITES=" + l.name}})
 }
 
@@ -82,9 +88,8 @@ func (l *metalLab) handedBack(t *testing.T, b *booking) {
 
 func testMetalFaults(t *testing.T, w *world) {
 	node := func(name string, mode xcatmn.Mode) simsite.Node { return simsite.Node{Name: name, Mode: mode} }
-	l := w.newMetal(t, "metal-faults", 0, map[string]string{"start_limit": "5s", "no_progress": "5s"},
-		node("metal-1", xcatmn.Works), node("metal-2", xcatmn.NeverCallsBack), node("metal-3", xcatmn.PXELostTwice), node("metal-4", xcatmn.BMCDead),
-		node("metal-5", xcatmn.Works))
+	l := w.newMetal(t, "metal-faults", fast, 0, map[string]string{"start_limit": "5s", "no_progress": "5s"},
+		node("metal-1", xcatmn.Works), node("metal-2", xcatmn.NeverCallsBack), node("metal-3", xcatmn.PXELostTwice), node("metal-4", xcatmn.BMCDead))
 	l.worker(t)
 	for name, c := range map[string]struct {
 		node, want string
@@ -118,6 +123,8 @@ func testMetalFaults(t *testing.T, w *world) {
 	})
 	t.Run("cancelled while it installs", func(t *testing.T) {
 		t.Parallel()
+		l := w.newMetal(t, "metal-cancel", fast, 0, nil, node("metal-5", xcatmn.Hangs))
+		l.worker(t)
 		b := l.reserve(t, "metal-5")
 		b.atStage(t, reservation.PhaseLoad, "install")
 		require.True(t, l.node(t, "metal-5").Armed())
@@ -133,12 +140,12 @@ func testMetalFaults(t *testing.T, w *world) {
 
 // A worker is killed while its node installs: another one goes on, with what was begun.
 func testMetalKilled(t *testing.T, w *world) {
-	for stage, phase := range map[string]reservation.Phase{"power on": reservation.PhaseLoad, "wait for installer": reservation.PhaseLoad,
-		"install": reservation.PhaseLoad, "settle": reservation.PhasePostLoad} {
+	for stage, phase := range map[string]reservation.Phase{"wait for installer": reservation.PhaseLoad, "install": reservation.PhaseLoad,
+		"settle": reservation.PhasePostLoad} {
 		t.Run(stage, func(t *testing.T) {
 			t.Parallel()
 			name := "metal-kill-" + slug(stage)
-			l := w.newMetal(t, name, 0, nil, simsite.Node{Name: name})
+			l := w.newMetal(t, name, slowly, 0, nil, simsite.Node{Name: name})
 			victim := l.worker(t)
 			b := l.reserve(t, name)
 			b.atStage(t, phase, stage)
@@ -161,7 +168,7 @@ func testMetalThrottle(t *testing.T, w *world) {
 	for n := range loads {
 		nodes = append(nodes, simsite.Node{Name: fmt.Sprintf("throttle-%02d", n)})
 	}
-	l := w.newMetal(t, "throttle", installs, nil, nodes...)
+	l := w.newMetal(t, "throttle", fast, installs, nil, nodes...)
 	l.worker(t)
 	l.worker(t)
 	var all []*booking
