@@ -87,13 +87,17 @@ func testHandOver(t *testing.T, w *world) {
 			t.Parallel()
 			computer := "stop-" + slug(name)
 			l := w.newLab(t, computer, withDoor(labOptions{computers: one(computer, c.behaviour)}, computer, c.door))
-			first := l.worker(t)
+			// Both serve before anything is loaded: a worker's start may take longer than a clone. Which of them has the phase
+			// is seen when there is one to stop.
+			first, second := l.worker(t), l.worker(t)
 			b := l.reserve(t, computer)
-			b.until(t, patience, func(m moment) bool { return m.running() && m.phase == c.phase && c.at(m) })
-			second := l.worker(t)
+			m := b.until(t, patience, func(m moment) bool { return m.running() && m.phase == c.phase && c.at(m) })
+			if m.pending.GetLastWorkerIdentity() == second.identity {
+				first, second = second, first
+			}
 			stopped := time.Now()
 			first.signal(t, syscall.SIGTERM)
-			m := b.until(t, patience, func(m moment) bool { return m.running() && m.pending.GetLastWorkerIdentity() == second.identity })
+			m = b.until(t, patience, func(m moment) bool { return m.running() && m.pending.GetLastWorkerIdentity() == second.identity })
 			const heartbeatTimeout = 30 * time.Second
 			require.Less(t, m.pending.GetLastStartedTime().AsTime().Sub(stopped), heartbeatTimeout/2, "nobody had to wait for a missed heartbeat")
 			select {
