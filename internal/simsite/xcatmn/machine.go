@@ -28,8 +28,9 @@ type machine struct {
 	manager *Manager
 
 	currstate, provmethod      string
-	status, statustime, remark string // remark is the attribute usercomment
-	reads                      int    // of the status by lsdef
+	stamped                    time.Time // the last statustime
+	status, statustime, remark string    // remark is the attribute usercomment
+	reads                      int       // of the status by lsdef
 
 	on     bool
 	device string // what the BMC boots from next, once: net, hd or ""
@@ -46,9 +47,15 @@ type machine struct {
 	counts Counts
 }
 
-// set writes the status, as the management node does. The lock is held.
+// set writes the status, as the management node does. Minutes pass in moments here, and xCAT writes whole seconds: each
+// status gets a later one than the status before it, as it would in a machine room. The lock is held.
 func (n *machine) set(status string) {
-	n.status, n.statustime = status, time.Now().Format("01-02-2006 15:04:05")
+	now := time.Now()
+	if least := n.stamped.Add(time.Second); now.Before(least) {
+		now = least
+	}
+	n.stamped = now
+	n.status, n.statustime = status, now.Format("01-02-2006 15:04:05")
 }
 
 // arm has the node install at its next boot from the net. The lock is held.
