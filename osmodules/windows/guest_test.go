@@ -41,6 +41,7 @@ type guest struct {
 	boots    int
 	version  string
 	admin    bool
+	hidden   bool
 	setup    func(look int) answer                  // fields of setup.ps1's answer that are not those of a finished one
 	act      func(r run) (fields answer, err error) // nil, nil: the usual answer
 	before   func(name string)                      // called without the lock
@@ -195,7 +196,7 @@ func (s *session) exec(ctx context.Context, line string, stdin io.Reader) (remot
 	}
 	switch r.name {
 	case "echo":
-		fields["nonce"], fields["boot"], fields["admin"], fields["version"] = r.values["Nonce"], g.boot(), g.admin, g.version
+		fields["nonce"], fields["boot"], fields["admin"], fields["version"], fields["hidden"] = r.values["Nonce"], g.boot(), g.admin, g.version, g.hidden
 	case "setup":
 		g.looks++
 		for key, value := range complete() {
@@ -230,7 +231,7 @@ func (s *session) exec(ctx context.Context, line string, stdin io.Reader) (remot
 }
 
 func complete() answer {
-	return answer{"setupInProgress": "0", "oobeInProgress": "0", "imageState": "IMAGE_STATE_COMPLETE", "generalization": "7", "processes": "",
+	return answer{"setupInProgress": "0", "oobeInProgress": "0", "imageState": "IMAGE_STATE_COMPLETE", "generalization": "7", "processes": "", "commands": "",
 		"logSize": "1000", "errors": "", "failure": ""}
 }
 
@@ -254,7 +255,7 @@ func (g *guest) module(t testing.TB, change ...func(*Options)) *Module {
 	require.NoError(t, err)
 	const ms = time.Millisecond
 	fast := climb.Span{From: 5 * ms, To: 10 * ms}
-	m.pace = pace{early: fast, due: fast, setup: fast, refused: []time.Duration{10 * ms}, look: 100 * ms, quiet: 200 * ms, reconnect: time.Second,
+	m.pace = pace{early: fast, due: fast, setup: fast, refused: []time.Duration{10 * ms}, look: 100 * ms, idle: 200 * ms, quiet: 200 * ms, reconnect: time.Second,
 		reboot: 20 * time.Second, probe: 10 * time.Second, joinPause: 5 * ms, addressWait: 1, reconnects: 3, joins: 3, reboots: 2}
 	return m
 }

@@ -70,6 +70,7 @@ type ladder struct {
 	host    climb.HostCache
 	// rebooting is the step whose reboot this wait is for: its limit is pace.reboot, and no power reset is given.
 	rebooting string
+	unsure    bool // whether the guest knows of that reboot is not known
 
 	overall  time.Time // when this wait ends, whatever changes
 	reset    time.Time // when the power reset was given; zero: not yet
@@ -412,9 +413,13 @@ func (l *ladder) examine(within, whole context.Context, session Session) error {
 	if err != nil {
 		return err
 	}
-	if err := l.seen(boot); err != nil {
-		return err
+	if l.rebooting != "" && boot == l.report.Kept(keepBefore+l.rebooting) {
+		if err := l.askAgain(within, session); err != nil {
+			return err
+		}
+		return fmt.Errorf("the guest is still in boot %s and has not begun its reboot", boot)
 	}
+	l.seen(boot)
 	if err := l.finished(within, session, boot); err != nil {
 		return err
 	}
@@ -438,13 +443,24 @@ func (l *ladder) examine(within, whole context.Context, session Session) error {
 	return nil
 }
 
-// seen notes the boot that answers. The one that a reboot of ours is to end is not the one that we wait for.
-func (l *ladder) seen(boot string) error {
-	if l.rebooting != "" && boot == l.report.Kept(keepBefore+l.rebooting) {
-		return fmt.Errorf("the guest is still in boot %s and has not begun its reboot", boot)
-	}
-	if l.boot == boot {
+// askAgain asks for a reboot once more, if the first time may not have come through. To a guest that is about to reboot
+// it makes no difference.
+func (l *ladder) askAgain(ctx context.Context, session Session) error {
+	if !l.unsure {
 		return nil
+	}
+	if err := l.report.Confirm(ctx); err != nil {
+		return err
+	}
+	_, err := execute(ctx, session, "reboot", nil, nil, l.module.pace.probe)
+	l.unsure = err != nil
+	return err
+}
+
+// seen notes the boot that answers.
+func (l *ladder) seen(boot string) {
+	if l.boot == boot {
+		return
 	}
 	before := l.boot
 	l.boot = boot
@@ -453,7 +469,6 @@ func (l *ladder) seen(boot string) error {
 		l.log.Info().Str("from", before).Str("to", boot).Msg("the guest has rebooted")
 		l.progress("a reboot")
 	}
-	return nil
 }
 
 // echo asks for a nonce and returns the guest's boot.
@@ -477,6 +492,10 @@ func (l *ladder) echo(ctx context.Context, session Session) (string, error) {
 		return "", reservation.Fail("", &reservation.FieldError{Field: "image.control.user", Value: l.aim.Control.User,
 			Remedy: "it is no administrator on the guest (or its rights are cut by UAC); configuring a guest takes one"})
 	}
+	if answer.Values["hidden"] == "true" { // the secrets that are to be removed would be, too
+		return "", reservation.Fail("", &reservation.FieldError{Field: "image.control.channel", Value: l.aim.Control.Channel,
+			Remedy: "its service in the image is a 32-bit one, to which a 64-bit Windows hides half of the registry and of System32: install a 64-bit one"})
+	}
 	l.old = strings.HasPrefix(answer.Values["version"], "5.")
 	return answer.Values["boot"], nil
 }
@@ -485,7 +504,7 @@ func (l *ladder) echo(ctx context.Context, session Session) (string, error) {
 func (l *ladder) finished(ctx context.Context, session Session, boot string) error {
 	l.show(rungSetup, "")
 	pace := l.module.pace
-	gone := false // the last look found a broken state and no process
+	var idle time.Time // since when nothing of the set-up has been running, in a state that is not its end
 	for pause := pace.setup.From; ; pause = min(pause*5/4, pace.setup.To) {
 		s, err := l.look(ctx, session, boot)
 		if err != nil {
@@ -493,20 +512,23 @@ func (l *ladder) finished(ctx context.Context, session Session, boot string) err
 		}
 		l.talking = true
 		l.show(rungSetup, s.detail)
-		l.mu.Lock()
-		still := time.Since(l.changed)
-		l.mu.Unlock()
 		switch {
-		case s.broken != "":
-			return reservation.Reload("the guest's own set-up went wrong: "+s.broken, nil)
-		case s.suspect && s.idle && gone:
-			return reservation.Reload(fmt.Sprintf("the guest's own set-up went wrong: it stands at %s and no set-up process runs%s", s.state, s.because()), nil)
-		case s.suspect && s.errors != "" && still >= pace.quiet:
-			return reservation.Reload(fmt.Sprintf("the guest's own set-up went wrong: it stands at %s, nothing has changed for %s%s", s.state, climb.Round(still), s.because()), nil)
-		case s.finished:
+		case !s.suspect || !s.idle:
+			idle = time.Time{}
+		case idle.IsZero():
+			idle = time.Now()
+		default:
+			s.idleFor = time.Since(idle)
+		}
+		l.mu.Lock()
+		s.still = time.Since(l.changed)
+		l.mu.Unlock()
+		if why := s.failed(pace); why != "" {
+			return reservation.Reload("the guest's own set-up went wrong: "+why, nil)
+		}
+		if s.finished {
 			return nil
 		}
-		gone = s.suspect && s.idle
 		l.last = errors.New(s.detail)
 		if err := climb.Sleep(ctx, pause, session.Done()); err != nil {
 			return err
@@ -521,9 +543,7 @@ func (l *ladder) look(ctx context.Context, session Session, boot string) (setup,
 		return setup{}, err
 	}
 	if now := answer.Values["boot"]; now != boot {
-		if err := l.seen(now); err != nil {
-			return setup{}, err
-		}
+		l.seen(now)
 		return setup{}, &errReboot{from: boot, to: now}
 	}
 	s := setupState(answer, l.old)
@@ -543,27 +563,54 @@ func (l *ladder) look(ctx context.Context, session Session, boot string) (setup,
 // setup is how far the guest's own set-up is.
 type setup struct {
 	finished bool
-	broken   string // what set-up says of its failure
+	gaveUp   string // the line of its logs in which set-up says so
 	suspect  bool   // the state is one in which a failed set-up stays
+	over     bool   // set-up says that it is not in progress
 	idle     bool   // no set-up process runs
+	waits    bool   // set-up waits for a program that it has started
 	errors   string // the last lines of its error log
 	state    string // changes with each step of it
 	logSize  int64
 	detail   string
+
+	idleFor time.Duration // how long it has been idle in a suspect state; 0 at the first look
+	still   time.Duration // how long nothing has changed
 }
 
-func (s setup) because() string {
-	if s.errors == "" {
+// failed says why the set-up has failed, "" if it has not as far as can be seen.
+//
+// UNDEPLOYABLE is what a pass is while it runs, and a failure if none runs (Microsoft, "Windows Setup States"). Lines in
+// setuperr.log are usual in set-ups that go well. So each alone is no failure.
+func (s setup) failed(pace pace) string {
+	because := ""
+	if s.errors != "" {
+		because = "; setuperr.log: " + s.errors
+	}
+	switch {
+	case s.finished:
+		return ""
+	case s.gaveUp != "":
+		return s.gaveUp + because
+	case !s.suspect:
+		return ""
+	// Two looks: the last process may end a moment before the state is written.
+	case s.over && s.idleFor > 0:
+		return fmt.Sprintf("it stands at %s, and says that it is not in progress%s", s.state, because)
+	// A set-up that is about to reboot, or a boot in which it has not begun yet, looks like this for a while.
+	case s.idle && s.idleFor >= pace.idle && s.still >= pace.idle:
+		return fmt.Sprintf("it stands at %s, and none of its processes has run for %s%s", s.state, climb.Round(s.idleFor), because)
+	case s.errors != "" && !s.waits && s.still >= pace.quiet:
+		return fmt.Sprintf("it stands at %s, nothing has changed for %s%s", s.state, climb.Round(s.still), because)
+	default:
 		return ""
 	}
-	return "; setuperr.log: " + s.errors
 }
 
 // setupState reads what setup.ps1 answered. old: XP and 2003 have no ImageState, and nothing is asked of it.
 func setupState(answer powershell.Answer, old bool) setup {
 	v := answer.Values
 	zero := func(name string) bool { return v[name] == "" || v[name] == "0" }
-	s := setup{idle: v["processes"] == "", errors: v["errors"]}
+	s := setup{gaveUp: v["failure"], idle: v["processes"] == "", waits: v["commands"] != "", errors: v["errors"]}
 	s.logSize, _ = strconv.ParseInt(v["logSize"], 10, 64)
 	image, _ := strings.CutPrefix(v["imageState"], "IMAGE_STATE_")
 	if image == "" && !old {
@@ -586,19 +633,17 @@ func setupState(answer powershell.Answer, old bool) setup {
 	if !s.idle {
 		open = append(open, "running: "+v["processes"])
 	}
+	if s.waits {
+		open = append(open, "waiting for: "+v["commands"])
+	}
 	s.finished = len(open) == 0
 	if s.state == "" {
 		s.state = "complete"
 	}
 	s.detail = strings.Join(open, ", ")
-	// A set-up that runs is UNDEPLOYABLE, too, until its pass is over.
 	s.suspect = image == "UNDEPLOYABLE" || strings.HasPrefix(image, "SPECIALIZE")
-	switch {
-	case v["failure"] != "" && !s.finished:
-		s.broken = v["failure"] + s.because()
-	case image == "UNDEPLOYABLE" && zero("setupInProgress") && s.idle && s.errors != "":
-		s.broken = "ImageState is UNDEPLOYABLE" + s.because()
-	}
+	// Between two passes it is SPECIALIZE_..., and nothing of it runs.
+	s.over = image == "UNDEPLOYABLE" && zero("setupInProgress") && zero("oobeInProgress")
 	return s
 }
 

@@ -3,6 +3,7 @@ package windows
 import (
 	"context"
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -137,7 +138,7 @@ func TestTheWholeLimitEndsASetUpThatGoesOnForEver(t *testing.T) {
 	verdict(t, reservation.VerdictReload, err, "set-up is not over after the whole limit of 300ms", "OOBEInProgress 1")
 }
 
-func TestASetUpThatSaysItFailedIsReloadAtOnce(t *testing.T) {
+func TestASetUpThatFailedIsReloadLongBeforeItsLimit(t *testing.T) {
 	for name, c := range map[string]struct {
 		setup answer
 		says  []string
@@ -145,8 +146,11 @@ func TestASetUpThatSaysItFailedIsReloadAtOnce(t *testing.T) {
 		"it gives up": {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE", "processes": "windeploy",
 			"failure": "Windows could not finish configuring the system.", "errors": "[0x060431] ReArm / 0x80070002"},
 			[]string{"could not finish configuring", "setuperr.log: [0x060431] ReArm / 0x80070002"}},
-		"undeployable when it is over":  {answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE", "errors": "Failed to run unattend"}, []string{"UNDEPLOYABLE", "Failed to run unattend"}},
-		"undeployable and nobody works": {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"no set-up process runs"}},
+		"undeployable when it is over": {answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE", "errors": "Failed to run unattend"},
+			[]string{"UNDEPLOYABLE, and says that it is not in progress", "setuperr.log: Failed to run unattend"}},
+		"undeployable, without an error": {answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"UNDEPLOYABLE, and says that it is not in progress"}},
+		"undeployable and nobody works":  {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"none of its processes has run for"}},
+		"no OOBE after specialize":       {answer{"imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"}, []string{"SPECIALIZE_RESEAL_TO_OOBE, and none of its processes has run for"}},
 		"stuck in specialize with an error": {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_AUDIT", "processes": "setup", "errors": "pass 4 failed"},
 			[]string{"SPECIALIZE_RESEAL_TO_AUDIT", "nothing has changed for", "pass 4 failed"}},
 	} {
@@ -157,6 +161,57 @@ func TestASetUpThatSaysItFailedIsReloadAtOnce(t *testing.T) {
 			request.Limits = limits(time.Hour, time.Hour, time.Hour)
 			_, err := g.module(t).WaitForResponse(t.Context(), request, newRecorder())
 			verdict(t, reservation.VerdictReload, err, append(c.says, "set-up went wrong")...)
+		})
+	}
+}
+
+// What a working set-up looks like for a while, too, is no failure: each of these goes on, and is waited for.
+func TestASetUpThatOnlyLooksFailedIsWaitedFor(t *testing.T) {
+	specialize := answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE", "processes": "setup,windeploy"}
+	with := func(base answer, more answer) answer {
+		all := answer{}
+		maps.Copy(all, base)
+		maps.Copy(all, more)
+		return all
+	}
+	for name, c := range map[string]struct {
+		setup answer
+		pace  func(*pace)
+		ends  func(looks int, since time.Duration, g *guest) bool
+	}{
+		"it is about to reboot": {
+			answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"}, func(p *pace) { p.idle = time.Minute },
+			func(looks int, _ time.Duration, g *guest) bool {
+				if looks == 5 {
+					g.reboot()
+				}
+				return looks > 5
+			}},
+		"its last process ends before its state is written": {
+			answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE"}, nil, func(looks int, _ time.Duration, _ *guest) bool { return looks > 1 }},
+		"an error in its log, and the log grows": {with(specialize, answer{"errors": "Winre not found"}), nil, nil},
+		"an error in its log, and a command that takes its time": {with(specialize, answer{"errors": "Winre not found", "commands": "cmd.exe"}), nil,
+			func(_ int, since time.Duration, _ *guest) bool { return since > time.Second }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, began := newGuest(), time.Now()
+			g.setup = func(look int) answer {
+				if c.ends == nil && time.Since(began) > time.Second || c.ends != nil && c.ends(look, time.Since(began), g) {
+					return nil
+				}
+				if c.ends == nil {
+					return with(c.setup, answer{"logSize": 1000 + look})
+				}
+				return c.setup
+			}
+			m := g.module(t)
+			if c.pace != nil {
+				c.pace(&m.pace)
+			}
+			request := g.request()
+			request.Limits = limits(time.Minute, time.Minute, 0)
+			_, err := m.WaitForResponse(t.Context(), request, newRecorder())
+			require.NoError(t, err)
 		})
 	}
 }
@@ -298,6 +353,11 @@ func TestWhatNoFurtherTryMendsEndsTheWait(t *testing.T) {
 	g.admin = false
 	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), newRecorder())
 	verdict(t, reservation.VerdictFail, err, "image.control.user", "berth")
+
+	g = newGuest()
+	g.hidden = true
+	_, err = g.module(t).WaitForResponse(t.Context(), g.request(), newRecorder())
+	verdict(t, reservation.VerdictFail, err, "image.control.channel", "32-bit")
 
 	g = newGuest()
 	g.missing = true

@@ -1,11 +1,9 @@
 package windows
 
 import (
-	"bytes"
 	"context"
 	"embed"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
@@ -76,7 +74,8 @@ type pace struct {
 	setup       climb.Span      // between two looks at the set-up; the second is reached by and by
 	refused     []time.Duration // after a refused authentication; the last repeats
 	look        time.Duration   // the least that a wait gets, however late its limit is
-	quiet       time.Duration   // set-up with an error and without any change counts as stuck after this
+	idle        time.Duration   // set-up of which nothing runs, in the middle of it, has failed after this
+	quiet       time.Duration   // set-up with an error and without any change has failed after this
 	reconnect   time.Duration   // for coming back to a guest that had answered
 	reboot      time.Duration   // for a reboot that we asked for
 	probe       time.Duration   // limit of the ladder's scripts
@@ -95,6 +94,7 @@ func defaultPace() pace {
 		setup:       climb.Span{From: 1000 * time.Millisecond, To: 1500 * time.Millisecond},
 		refused:     []time.Duration{time.Second, 2 * time.Second, 5 * time.Second},
 		look:        30 * time.Second,
+		idle:        time.Minute,
 		quiet:       3 * time.Minute,
 		reconnect:   2 * time.Minute,
 		reboot:      600 * time.Second, // VCL Windows.pm reboot: 300 s, twice
@@ -122,6 +122,7 @@ const (
 	keepReboots  = "windows.reboots"  // how often we rebooted it
 	keepBefore   = "windows.before."  // and the reboot's name: the boot that it is to end
 	keepDue      = "windows.due"      // why the next reboot is due
+	keepJoin     = "windows.join"     // the boot in which it was told to join its domain
 	keepStep     = "windows.step."    // and the step's name: how it went
 )
 
@@ -166,15 +167,7 @@ func execute(ctx context.Context, channel remote.Channel, name string, values ma
 	if err != nil {
 		return powershell.Answer{}, err
 	}
-	input, err := powershell.Input(string(script), values, data)
-	if err != nil {
-		return powershell.Answer{}, fmt.Errorf("%s: %w", name, err)
-	}
-	result, err := channel.Run(ctx, remote.Command{Line: powershell.Line(), Stdin: bytes.NewReader(input), Limit: limit})
-	if err != nil {
-		return powershell.Answer{}, err
-	}
-	answer, err := powershell.ParseAnswer(result)
+	answer, err := powershell.Run(ctx, channel, string(script), values, data, limit)
 	answer.Detail, answer.Output = hide(answer.Detail, values), hide(answer.Output, values)
 	var none *powershell.NoAnswerError
 	if errors.As(err, &none) {

@@ -109,7 +109,7 @@ func (c *configuration) steps() ([]step, error) {
 	steps := []step{
 		{name: "control service", script: "service", limit: minute, onFailure: reload, prepare: c.service},
 		{name: "control firewall", script: "firewall", limit: minute, onFailure: reload, prepare: c.firewall},
-		{name: "remote desktop", script: "rdp", limit: 2 * minute, onFailure: reload, prepare: c.rdp},
+		{name: "remote desktop", script: "rdp", limit: 2 * minute, onFailure: reload, prepare: c.rdp, after: c.due("remote desktop", "reboot")},
 		{name: "fixed address", script: "static", limit: 2 * minute, onFailure: reload, prepare: c.static, after: c.address},
 		{name: "public address", script: "address", limit: time.Duration(2*c.module.pace.addressWait)*time.Second + 2*minute, onFailure: reload, prepare: c.dynamic, after: c.address},
 		{name: "time", script: "time", limit: minute, onFailure: warn, prepare: c.time},
@@ -341,13 +341,13 @@ func (c *configuration) reboot(ctx context.Context, s step) (powershell.Answer, 
 		switch {
 		case ctx.Err() != nil:
 			return powershell.Answer{}, nil, ctx.Err()
-		case errors.As(err, &lost): // it began before its answer was out, or the connection broke: the boot will tell
+		case errors.As(err, &lost): // it began before its answer was out, or the request was lost: the boot will tell
 		case err != nil:
 			return powershell.Answer{}, nil, err
 		case answer.Result != powershell.ResultDone:
 			return powershell.Answer{}, nil, reservation.Reload(s.name+": "+answer.Detail, nil)
 		}
-		if err := c.comeUp(ctx, s.name); err != nil {
+		if err := c.comeUp(ctx, s.name, lost != nil); err != nil {
 			return powershell.Answer{}, nil, err
 		}
 	}
@@ -355,14 +355,14 @@ func (c *configuration) reboot(ctx context.Context, s step) (powershell.Answer, 
 	return powershell.Answer{Result: powershell.ResultDone, Detail: "for " + why}, nil, nil
 }
 
-// comeUp waits for the boot after this one.
-func (c *configuration) comeUp(ctx context.Context, name string) error {
+// comeUp waits for the boot after this one. unsure: whether the guest knows of its reboot is not known.
+func (c *configuration) comeUp(ctx context.Context, name string, unsure bool) error {
 	c.session.Close()
 	l, err := c.module.newLadder(c.request, c.report)
 	if err != nil {
 		return err
 	}
-	l.rebooting = name
+	l.rebooting, l.unsure = name, unsure
 	now := time.Now()
 	l.changed, l.overall, l.silence = now, now.Add(c.module.pace.reboot), now.Add(c.module.pace.reboot)
 	session, err := l.wait(ctx)
@@ -519,8 +519,22 @@ func (c *configuration) join() (map[string]string, []byte, *skip, error) {
 // joinWithPatience tries again while the fault is the domain's and may pass: its controllers are not found yet.
 func (c *configuration) joinWithPatience(ctx context.Context, s step) (powershell.Answer, *skip, error) {
 	pace := c.module.pace
+	if c.request.Reservation.Image.PostLoad.Domain == nil {
+		return c.run(ctx, s)
+	}
+	// A guest that was told to join in this boot, by a try whose answer was lost, says that it is a member already, and is
+	// none before its next boot.
+	told := c.report.Kept(keepJoin) == c.boot
+	c.report.Keep(keepJoin, c.boot)
+	if err := c.report.Confirm(ctx); err != nil {
+		return powershell.Answer{}, nil, err
+	}
+	reconnects := c.reconnects
 	for n := 1; ; n++ {
 		answer, skipped, err := c.run(ctx, s)
+		if answer.Result == powershell.ResultSkipped && (told || c.reconnects > reconnects || n > 1) {
+			answer.Values["reboot"] = "true"
+		}
 		if skipped != nil || err != nil || answer.Values["retry"] != "true" || answer.Result != powershell.ResultReload {
 			return answer, skipped, err
 		}

@@ -243,6 +243,54 @@ func TestADomainIsTriedAgainOnItsOwnFaults(t *testing.T) {
 	})
 }
 
+// A member of a domain is one from its next boot on: also if the answer to the join was lost, and the next try is told that
+// it is a member already.
+func TestAJoinWhoseAnswerIsLostIsFollowedByItsReboot(t *testing.T) {
+	for name, lose := range map[string]func(l *loaded, cancel func()){
+		"with its connection": func(l *loaded, _ func()) { l.change(l.drop) },
+		"with its worker":     func(_ *loaded, cancel func()) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLoaded(t)
+			l.options().Domain = &reservation.Domain{Name: "a.example", User: "u", Credential: "c"}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			member := false
+			l.before = func(name string) {
+				if name == "join" && !member {
+					member = true
+					lose(l, cancel)
+				}
+			}
+			l.act = func(r run) (answer, error) {
+				if r.name == "join" && member {
+					return answer{"result": "skipped", "detail": "it is in a.example already", "reboot": false}, nil
+				}
+				return nil, nil
+			}
+			first, err := l.module.WaitForResponse(t.Context(), l.request, l.report)
+			require.NoError(t, err)
+			defer first.Channel.Close()
+			report, err := l.module.PostLoad(ctx, l.request, first, l.report)
+			if ctx.Err() != nil {
+				report, err = l.configure(t)
+			}
+			require.NoError(t, err)
+			require.Equal(t, reservation.StepSkipped, find(t, report, "domain").Result)
+			require.Equal(t, reservation.StepDone, find(t, report, "reboot after domain").Result)
+			require.Equal(t, 2, l.boots)
+		})
+	}
+	t.Run("but an image's own membership is none", func(t *testing.T) {
+		l := newLoaded(t)
+		l.options().Domain = &reservation.Domain{Name: "a.example", User: "u", Credential: "c"}
+		l.on("join", answer{"result": "skipped", "detail": "it is in a.example already", "reboot": false})
+		report, err := l.configure(t)
+		require.NoError(t, err)
+		require.Equal(t, reservation.StepSkipped, find(t, report, "reboot after domain").Result)
+	})
+}
+
 func TestActivationTakesTheFirstWayThatWorks(t *testing.T) {
 	wish := &reservation.Activation{KMS: []string{"kms1.example.org", "kms2.example.org:1690"}, Key: "AAAAA-BBBBB-CCCCC-DDDDD-EEEEE", MAK: "mak"}
 	for name, c := range map[string]struct {
@@ -335,6 +383,33 @@ func TestAGuestThatNeverBeginsItsRebootIsReload(t *testing.T) {
 	l.on("reboot", answer{"detail": "asked"})
 	_, err := l.configure(t)
 	verdict(t, reservation.VerdictReload, err, "has not begun its reboot")
+}
+
+func TestARebootWhoseRequestIsLostIsAskedForAgain(t *testing.T) {
+	l := newLoaded(t)
+	l.options().Hostname = true
+	asked := 0
+	l.before = func(name string) {
+		if name == "reboot" {
+			if asked++; asked == 1 {
+				l.change(l.drop)
+			}
+		}
+	}
+	report, err := l.configure(t)
+	require.NoError(t, err)
+	require.Equal(t, 2, asked)
+	require.Equal(t, 2, l.boots)
+	require.Equal(t, reservation.StepDone, find(t, report, "reboot").Result)
+}
+
+func TestAPortOfRemoteDesktopThatHoldsFromTheNextBootGetsIt(t *testing.T) {
+	l := newLoaded(t)
+	l.options().RDPSources = []string{"10.0.0.0/8"}
+	l.on("rdp", answer{"reboot": true})
+	report, err := l.configure(t)
+	require.NoError(t, err)
+	require.Equal(t, "for remote desktop", find(t, report, "reboot").Detail)
 }
 
 func TestASuccessorGoesOnWhereTheLostWorkerWas(t *testing.T) {
