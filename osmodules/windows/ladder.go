@@ -80,8 +80,9 @@ type ladder struct {
 	boot     string    // the last boot seen
 	state    string    // the set-up's last state
 	logSize  int64
-	old      bool // XP or 2003, which have no ImageState
-	talking  bool // the guest told us how its set-up stands, and has not fallen silent since
+	errors   string // the last lines of the set-up's error log
+	old      bool   // XP or 2003, which have no ImageState
+	talking  bool   // the guest told us how its set-up stands, and has not fallen silent since
 
 	// The dial's callbacks come from goroutines of its own.
 	mu       sync.Mutex
@@ -322,6 +323,9 @@ func (l *ladder) verdict(answered bool) error {
 			reason += "; its provisioner cannot reset it"
 		}
 	}
+	if l.talking && l.errors != "" {
+		reason += "; setuperr.log: " + l.errors
+	}
 	if l.unreset != nil {
 		reason += fmt.Sprintf(" (the power reset went wrong: %s)", l.unreset)
 	}
@@ -510,7 +514,7 @@ func (l *ladder) finished(ctx context.Context, session Session, boot string) err
 		if err != nil {
 			return err
 		}
-		l.talking = true
+		l.talking, l.errors = true, s.errors
 		l.show(rungSetup, s.detail)
 		switch {
 		case !s.suspect || !s.idle:
