@@ -3,11 +3,9 @@ package windows
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,16 +29,11 @@ const (
 	rungSettle = "settle"
 )
 
-// height orders the rungs.
-func height(rung string) int {
-	return slices.Index([]string{string(remote.RungTCP), string(ssh.RungBanner), string(remote.RungHandshake), string(remote.RungAuthentication),
-		string(winrm.RungShell), rungNonce, rungSetup, rungSettle}, rung)
+// rungs are all there are, in order.
+func rungs() []string {
+	return []string{string(remote.RungTCP), string(ssh.RungBanner), string(remote.RungHandshake), string(remote.RungAuthentication), string(winrm.RungShell),
+		rungNonce, rungSetup, rungSettle}
 }
-
-// errReboot says that the guest is in another boot than it was: progress, not readiness.
-type errReboot struct{ from, to string }
-
-func (e *errReboot) Error() string { return "the guest rebooted: boot " + e.to + " follows " + e.from }
 
 // WaitForResponse climbs the ladder. See the package's documentation for the rungs and the verdicts.
 func (m *Module) WaitForResponse(ctx context.Context, request osmodules.Request, report reservation.Reporter) (osmodules.Answer, error) {
@@ -68,31 +61,27 @@ type ladder struct {
 	dialer  Dialer
 	aim     Target
 	host    climb.HostCache
+	stages  *climb.Stages
 	// rebooting is the step whose reboot this wait is for: its limit is pace.reboot, and no power reset is given.
 	rebooting string
 	unsure    bool // whether the guest knows of that reboot is not known
 
 	overall  time.Time // when this wait ends, whatever changes
 	reset    time.Time // when the power reset was given; zero: not yet
-	refusals int       // of our authentication, one after the other
-	last     error     // what went wrong last
-	unreset  error     // why the power reset could not be given
-	boot     string    // the last boot seen
-	state    string    // the set-up's last state
+	refusals climb.Refusals
+	last     error  // what went wrong last
+	unreset  error  // why the power reset could not be given
+	boot     string // the last boot seen
+	state    string // the set-up's last state
 	logSize  int64
 	errors   string // the last lines of the set-up's error log
 	old      bool   // XP or 2003, which have no ImageState
 	talking  bool   // the guest told us how its set-up stands, and has not fallen silent since
 
 	// The dial's callbacks come from goroutines of its own.
-	mu       sync.Mutex
-	silence  time.Time // when nothing has changed for too long
-	changed  time.Time // when something changed last
-	top      int       // the highest rung so far
-	rung     string    // as reported
-	since    time.Time
-	detail   string
-	switches int
+	mu      sync.Mutex
+	silence time.Time // when nothing has changed for too long
+	changed time.Time // when something changed last
 }
 
 func (m *Module) newLadder(request osmodules.Request, report reservation.Reporter) (*ladder, error) {
@@ -104,8 +93,9 @@ func (m *Module) newLadder(request osmodules.Request, report reservation.Reporte
 	if err := dialer.CheckCredential(control.Credential); err != nil {
 		return nil, err
 	}
-	l := &ladder{module: m, request: request, report: report, log: m.logger(request), dialer: dialer}
-	l.aim = Target{Address: address(request, dialer.DefaultPort()), Control: control, Pin: report.Kept(keepPin), Reached: l.reached, Shown: l.shown}
+	l := &ladder{module: m, request: request, report: report, log: climb.Logger(m.options.Logger, request), dialer: dialer}
+	l.stages = climb.NewStages(report, rungs(), report.Kept(keepRung), l.higher)
+	l.aim = Target{Address: climb.Address(request, dialer.DefaultPort()), Control: control, Pin: report.Kept(keepPin), Reached: l.stages.Reached, Shown: l.shown}
 	if host, _, err := net.SplitHostPort(l.aim.Address); err == nil {
 		l.aim.ServerName = host
 	}
@@ -117,8 +107,7 @@ func (m *Module) newLadder(request osmodules.Request, report reservation.Reporte
 		}
 		l.aim.Pin = pin.String()
 	case control.HostKey == reservation.HostKeyHanded:
-		return nil, reservation.Fail("", &reservation.FieldError{Field: "image.control.host_key", Value: reservation.HostKeyHanded,
-			Remedy: fmt.Sprintf("the provisioner handed no key to the guest: write %s, or use a provisioner that hands one", reservation.HostKeyFirst)})
+		return nil, climb.KeyNotHanded()
 	}
 	l.resume()
 	return l, nil
@@ -126,7 +115,7 @@ func (m *Module) newLadder(request osmodules.Request, report reservation.Reporte
 
 // resume reads what a lost worker kept.
 func (l *ladder) resume() {
-	l.top, l.boot = height(l.report.Kept(keepRung)), l.report.Kept(keepSeen)
+	l.boot = l.report.Kept(keepSeen)
 	state, size, _ := strings.Cut(l.report.Kept(keepState), "|")
 	l.state = state
 	l.logSize, _ = strconv.ParseInt(size, 10, 64)
@@ -225,40 +214,7 @@ func (l *ladder) watch(ctx context.Context) (context.Context, context.CancelFunc
 }
 
 func (l *ladder) wait(ctx context.Context) (Session, error) {
-	for {
-		began := time.Now()
-		within, cancel := l.watch(ctx)
-		session, err := l.climb(within, ctx)
-		over := within.Err() != nil
-		cancel()
-		switch {
-		case err == nil:
-			return session, nil
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case final(err):
-			return nil, err
-		}
-		if !over { // else it is the limit that cut it off, which says nothing of the guest
-			l.note(err)
-		}
-		pause := l.pause(err, began)
-		if remaining := time.Until(l.deadline()); remaining > 0 {
-			if err := climb.Sleep(ctx, min(pause, remaining), nil); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if err := l.expire(ctx); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// final says whether an error ends the wait: a verdict, or a fault that no further try mends.
-func final(err error) bool {
-	var credential *remote.CredentialError
-	return reservation.VerdictOf(err) != "" || errors.As(err, &credential)
+	return climb.Wait[Session]{Try: l.climb, Within: l.watch, Deadline: l.deadline, Note: l.note, Pause: l.pause, Expire: l.expire}.Run(ctx)
 }
 
 // expire is called when a limit has passed: it gives the one power reset and begins the second wait, or returns the
@@ -268,39 +224,23 @@ func (l *ladder) expire(ctx context.Context) error {
 	if l.request.PowerReset == nil || l.request.Limits.ResponseAgain <= 0 || !l.reset.IsZero() || answered || l.talking || l.rebooting != "" {
 		return l.verdict(answered)
 	}
-	now := time.Now()
-	rung, _ := l.shownRung()
+	rung, _ := l.stages.Current()
 	l.log.Warn().Str("rung", rung).AnErr("last", l.last).Msg("the guest is silent and gets a power reset")
-	// Kept first, and brought to the server by Confirm: a successor must not give a second one.
-	l.report.Keep(keepReset, now.UTC().Format(time.RFC3339Nano))
-	if err := l.report.Confirm(ctx); err != nil {
+	l.stages.Show("power reset", "silent at "+rung+": "+climb.Words(l.last))
+	var err error
+	if l.unreset, err = climb.PowerReset(ctx, l.request.PowerReset, l.report, keepReset); err != nil {
 		return err
 	}
-	l.show("power reset", "silent at "+rung+": "+words(l.last))
-	if err := l.request.PowerReset(ctx); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if reservation.VerdictOf(err) != "" {
-			return err
-		}
-		// Whether the guest was reset is not known, so it is waited for all the same.
-		l.unreset = err
-		l.log.Warn().Err(err).Msg("the power reset went wrong")
+	if l.unreset != nil {
+		l.log.Warn().Err(l.unreset).Msg("the power reset went wrong")
 	}
 	l.again(time.Now())
-	l.refusals = 0
+	l.refusals.None()
 	return nil
 }
 
-func (l *ladder) shownRung() (string, time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.rung, l.since
-}
-
 func (l *ladder) verdict(answered bool) error {
-	rung, since := l.shownRung()
+	rung, since := l.stages.Current()
 	l.mu.Lock()
 	still, stood := time.Since(l.changed), l.silence.Before(l.overall)
 	l.mu.Unlock()
@@ -334,20 +274,11 @@ func (l *ladder) verdict(answered bool) error {
 
 // pause returns how long to wait after a climb that went wrong.
 func (l *ladder) pause(err error, began time.Time) time.Duration {
-	pace := l.module.pace
-	var refused *remote.AuthError
-	if errors.As(err, &refused) {
-		pause := pace.refused[min(l.refusals, len(pace.refused)-1)]
-		l.refusals++
-		return pause
-	}
-	l.refusals = 0
-	between := pace.due
+	between := l.module.pace.due
 	if time.Now().Before(l.request.Began.Add(l.request.Limits.InitialDelay.Std())) {
-		between = pace.early
+		between = l.module.pace.early
 	}
-	// Counted from the last try's begin, so that a try that waited for its own limit is followed by the next at once.
-	return max(between.Jittered()-time.Since(began), between.From/10)
+	return l.refusals.Pause(err, began, l.module.pace.refused, between)
 }
 
 // climb makes one connection and goes as far up as it gets. within ends with the wait's limit; whole does not: a guest
@@ -357,7 +288,7 @@ func (l *ladder) climb(within, whole context.Context) (Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.refusals = 0
+	l.refusals.None()
 	if err := l.examine(within, whole, session); err != nil {
 		session.Close()
 		return nil, err
@@ -412,7 +343,7 @@ func (l *ladder) strange(mismatch *PinError) error {
 
 // examine asks a connected guest whether it is up.
 func (l *ladder) examine(within, whole context.Context, session Session) error {
-	l.show(rungNonce, "")
+	l.stages.Show(rungNonce, "")
 	boot, err := l.echo(within, session)
 	if err != nil {
 		return err
@@ -429,7 +360,7 @@ func (l *ladder) examine(within, whole context.Context, session Session) error {
 	}
 	if l.report.Kept(keepBoot) != boot {
 		settle := l.request.Limits.Settle.Std()
-		l.show(rungSettle, fmt.Sprintf("the boot must stay for %s", settle))
+		l.stages.Show(rungSettle, fmt.Sprintf("the boot must stay for %s", settle))
 		if err := climb.Sleep(whole, settle, session.Done()); err != nil {
 			return err
 		}
@@ -477,11 +408,7 @@ func (l *ladder) seen(boot string) {
 
 // echo asks for a nonce and returns the guest's boot.
 func (l *ladder) echo(ctx context.Context, session Session) (string, error) {
-	random := make([]byte, 16)
-	if _, err := rand.Read(random); err != nil {
-		return "", err
-	}
-	nonce := hex.EncodeToString(random)
+	nonce := rand.Text()
 	answer, err := execute(ctx, session, "echo", map[string]string{"Nonce": nonce}, nil, l.module.pace.probe)
 	if err != nil {
 		return "", err
@@ -506,7 +433,7 @@ func (l *ladder) echo(ctx context.Context, session Session) (string, error) {
 
 // finished waits until the guest says that its own set-up is over.
 func (l *ladder) finished(ctx context.Context, session Session, boot string) error {
-	l.show(rungSetup, "")
+	l.stages.Show(rungSetup, "")
 	pace := l.module.pace
 	var idle time.Time // since when nothing of the set-up has been running, in a state that is not its end
 	for pause := pace.setup.From; ; pause = min(pause*5/4, pace.setup.To) {
@@ -515,7 +442,7 @@ func (l *ladder) finished(ctx context.Context, session Session, boot string) err
 			return err
 		}
 		l.talking, l.errors = true, s.errors
-		l.show(rungSetup, s.detail)
+		l.stages.Show(rungSetup, s.detail)
 		switch {
 		case !s.suspect || !s.idle:
 			idle = time.Time{}
@@ -548,7 +475,7 @@ func (l *ladder) look(ctx context.Context, session Session, boot string) (setup,
 	}
 	if now := answer.Values["boot"]; now != boot {
 		l.seen(now)
-		return setup{}, &errReboot{from: boot, to: now}
+		return setup{}, &climb.Rebooted{From: boot, To: now}
 	}
 	s := setupState(answer, l.old)
 	switch {
@@ -651,16 +578,6 @@ func setupState(answer powershell.Answer, old bool) setup {
 	return s
 }
 
-// reached is told each rung of a dial as it begins.
-func (l *ladder) reached(rung remote.Rung) {
-	l.mu.Lock()
-	up := height(string(rung)) > height(l.rung)
-	l.mu.Unlock()
-	if up {
-		l.show(string(rung), "")
-	}
-}
-
 // shown is told the guest's key or certificate, before we authenticate.
 func (l *ladder) shown(pin string) {
 	if l.report.Kept(keepPin) == "" {
@@ -672,52 +589,14 @@ func (l *ladder) shown(pin string) {
 // note keeps what went wrong, and shows it on the rung where it did.
 func (l *ladder) note(err error) {
 	l.last = err
-	var at *remote.RungError
-	var reboot *errReboot
-	switch {
-	case errors.As(err, &at):
-		l.show(string(at.Rung), at.Err.Error())
-	case errors.As(err, &reboot):
-		l.show(rungNonce, err.Error())
-	default:
-		rung, _ := l.shownRung()
-		l.show(rung, err.Error())
-	}
+	l.stages.Note(err, rungNonce)
 }
 
-// show reports a rung. All stages travel with every heartbeat, so a guest that goes up and down for an hour must not add
-// one each time: after some switches only the top rung reached since is shown.
-func (l *ladder) show(rung, detail string) {
-	const mostSwitches, longest = 30, 200
-	detail = climb.Cut(detail, longest)
-	l.mu.Lock()
-	up := height(rung) > l.top
-	if up {
-		l.top = height(rung)
+// higher is told each rung above all before it.
+func (l *ladder) higher(rung string) {
+	if rung == string(remote.RungTCP) {
+		return // it begins before anything has answered
 	}
-	if rung != l.rung || detail != l.detail {
-		shown, text := rung, detail
-		if rung != l.rung {
-			if l.switches >= mostSwitches && height(rung) < height(l.rung) {
-				shown, text = l.rung, rung+": "+detail
-			} else {
-				l.switches++
-				l.since = time.Now()
-			}
-		}
-		l.rung, l.detail = shown, text
-		l.report.Stage(shown, text)
-	}
-	l.mu.Unlock()
-	if up && height(rung) > 0 { // tcp begins before anything has answered
-		l.report.Keep(keepRung, rung)
-		l.progress("reached " + rung)
-	}
-}
-
-func words(err error) string {
-	if err == nil {
-		return "no answer"
-	}
-	return err.Error()
+	l.report.Keep(keepRung, rung)
+	l.progress("reached " + rung)
 }

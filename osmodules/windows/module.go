@@ -4,9 +4,6 @@ import (
 	"context"
 	"embed"
 	"errors"
-	"net"
-	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 
@@ -134,31 +131,6 @@ func (m *Module) dialer(request osmodules.Request) (Dialer, error) {
 	}
 	return nil, reservation.Fail("", &reservation.FieldError{Field: "image.control.channel", Value: control.Channel,
 		Remedy: "Windows images are controlled by ssh or winrm"})
-}
-
-// address returns the control address with its port: the computer's own, else the image's, else the channel's.
-func address(request osmodules.Request, usual int) string {
-	given := request.Reservation.Computer.Address
-	if _, err := netip.ParseAddr(given); err != nil {
-		if _, _, err := net.SplitHostPort(given); err == nil {
-			return given
-		}
-	}
-	port := request.Reservation.Image.Control.Port
-	if port == 0 {
-		port = usual
-	}
-	return net.JoinHostPort(given, strconv.Itoa(port))
-}
-
-func (m *Module) logger(request osmodules.Request) zerolog.Logger {
-	return m.options.Logger.With().
-		Str("reservation", request.Reservation.Name).
-		Str("computer", request.Reservation.Computer.Name).
-		Str("image", request.Reservation.Image.String()).
-		Int("attempt", request.Attempt.Number).
-		Str("phase", string(reservation.PhasePostLoad)).
-		Logger()
 }
 
 // execute runs a script of ours over a channel. Its values go through standard input, never into a command line.

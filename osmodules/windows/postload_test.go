@@ -14,6 +14,7 @@ import (
 	"berth/osmodules"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/powershell"
+	"berth/osmodules/steps"
 	"berth/reservation"
 )
 
@@ -105,9 +106,9 @@ func TestEverythingThatAnImageMayWishIsDoneInOrder(t *testing.T) {
 	require.Equal(t, map[string]string{"Domain": "ad.example.org", "Ou": "OU=Lab,DC=example,DC=org", "User": "join", "Password": "secret-of-ad-join"}, join.values)
 	require.Equal(t, "ann", l.ran("site")[0].values["User"])
 	require.Contains(t, string(l.ran("site")[0].data), "'hello'")
-	var written tag
+	var written steps.Tag
 	require.NoError(t, json.Unmarshal(l.ran("tag")[0].data, &written))
-	require.Equal(t, tag{Image: "win2022", Revision: 3, Computer: "vm-01", Reservation: "r-1", Run: "run-1", Attempt: 1, PostLoad: "done", At: written.At}, written)
+	require.Equal(t, steps.Tag{Image: "win2022", Revision: 3, Computer: "vm-01", Reservation: "r-1", Run: "run-1", Attempt: 1, PostLoad: "done", At: written.At}, written)
 
 	first, second := l.ran("password")[0].values, l.ran("password")[1].values
 	require.Equal(t, "-500", first["Account"])
