@@ -8,7 +8,6 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,39 +16,13 @@ import (
 
 	"berth/internal/simsite/winos"
 	"berth/osmodules"
+	"berth/osmodules/climb/climbtest"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/ssh"
 	"berth/osmodules/remote/winrm"
 	"berth/osmodules/windows"
 	"berth/reservation"
 )
-
-// memory is a reporter that keeps what it is told.
-type memory struct {
-	mu     sync.Mutex
-	kept   map[string]string
-	stages []string
-}
-
-func (m *memory) Stage(name, detail string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.stages = append(m.stages, name+": "+detail)
-}
-
-func (m *memory) Keep(key, value string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.kept[key] = value
-}
-
-func (m *memory) Kept(key string) string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.kept[key]
-}
-
-func (m *memory) Confirm(context.Context) error { return nil }
 
 // windowsModule is the module as a worker builds it, with both channels.
 func (l *lab) windowsModule() *windows.Module {
@@ -158,7 +131,7 @@ func TestEachFaultOfASetupAsAWorkerSeesIt(t *testing.T) {
 			module := l.windowsModule()
 			type result struct {
 				err    error
-				report *memory
+				report *climbtest.Recorder
 			}
 			results := map[string]chan result{}
 			names := slices.Sorted(maps.Keys(tests))
@@ -176,7 +149,7 @@ func TestEachFaultOfASetupAsAWorkerSeesIt(t *testing.T) {
 				ended := make(chan result, 1)
 				results[name] = ended
 				go func() {
-					report := &memory{kept: map[string]string{}}
+					report := climbtest.NewRecorder()
 					answer, err := module.WaitForResponse(t.Context(), request, report)
 					if err == nil {
 						err = answer.Channel.Close()
@@ -188,7 +161,7 @@ func TestEachFaultOfASetupAsAWorkerSeesIt(t *testing.T) {
 				test, computer := tests[name], l.Computers()[i].Name
 				got := <-results[name]
 				t.Run(name, func(t *testing.T) {
-					t.Log(strings.Join(got.report.stages, "\n"))
+					t.Log(strings.Join(got.report.Said(), "\n"))
 					require.Equal(t, cmp.Or(test.verdict, reservation.VerdictDone), reservation.VerdictOf(got.err), "%v", got.err)
 					if test.verdict == "" {
 						require.False(t, l.guest(computer).Completed.IsZero(), "up before the set-up was over")
@@ -196,7 +169,7 @@ func TestEachFaultOfASetupAsAWorkerSeesIt(t *testing.T) {
 					for _, words := range test.reason {
 						require.ErrorContains(t, got.err, words)
 					}
-					require.Contains(t, strings.Join(got.report.stages, "\n"), test.shows)
+					require.Contains(t, strings.Join(got.report.Said(), "\n"), test.shows)
 					require.Equal(t, test.resets, l.Counts(computer).Resets)
 					require.Zero(t, l.Counts(computer).Unknown)
 				})
@@ -242,7 +215,7 @@ func TestAChannelThatIsCutWhileAWorkerConfigures(t *testing.T) {
 
 // waitAndConfigure does what a phase of a worker does.
 func waitAndConfigure(ctx context.Context, module *windows.Module, request osmodules.Request) error {
-	report := &memory{kept: map[string]string{}}
+	report := climbtest.NewRecorder()
 	answer, err := module.WaitForResponse(ctx, request, report)
 	if err != nil {
 		return err

@@ -226,12 +226,14 @@ func (l *ladder) expire(ctx context.Context) error {
 	}
 	rung, _ := l.stages.Current()
 	l.log.Warn().Str("rung", rung).AnErr("last", l.last).Msg("the guest is silent and gets a power reset")
-	l.stages.Show("power reset", "silent at "+rung+": "+climb.Words(l.last))
-	var err error
-	if l.unreset, err = climb.PowerReset(ctx, l.request.PowerReset, l.report, keepReset); err != nil {
+	unsure, err := climb.PowerReset(ctx, func(ctx context.Context) error {
+		l.stages.Show("power reset", "silent at "+rung+": "+climb.Words(l.last))
+		return l.request.PowerReset(ctx)
+	}, l.report, keepReset)
+	if err != nil {
 		return err
 	}
-	if l.unreset != nil {
+	if l.unreset = unsure; unsure != nil {
 		l.log.Warn().Err(l.unreset).Msg("the power reset went wrong")
 	}
 	l.again(time.Now())

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth/osmodules"
+	"berth/osmodules/climb/climbtest"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/powershell"
 	"berth/osmodules/steps"
@@ -23,12 +24,12 @@ type loaded struct {
 	*guest
 	module  *Module
 	request osmodules.Request
-	report  *recorder
+	report  *climbtest.Recorder
 }
 
 func newLoaded(t *testing.T, change ...func(*Options)) *loaded {
 	g := newGuest()
-	return &loaded{guest: g, module: g.module(t, change...), request: g.request(), report: newRecorder()}
+	return &loaded{guest: g, module: g.module(t, change...), request: g.request(), report: climbtest.NewRecorder()}
 }
 
 // configure waits for the guest and configures it, as a phase does.
@@ -120,7 +121,7 @@ func TestEverythingThatAnImageMayWishIsDoneInOrder(t *testing.T) {
 	travels, err := json.Marshal(report)
 	require.NoError(t, err)
 	for _, secret := range []string{"secret-of-ad-join", first["Password"], second["Password"]} {
-		require.NotContains(t, string(travels)+l.report.all(), secret)
+		require.NotContains(t, string(travels)+l.report.All(), secret)
 	}
 	for _, r := range l.runs {
 		require.Equal(t, powershell.Line(), r.line)
@@ -167,7 +168,7 @@ func TestWhichStepsAreEssential(t *testing.T) {
 				}
 				report, err := l.configure(t)
 				if want != "" {
-					verdict(t, want, err)
+					climbtest.Verdict(t, want, err)
 					require.Equal(t, reservation.StepFailed, report.Steps[len(report.Steps)-1].Result)
 					return
 				}
@@ -188,7 +189,7 @@ func TestAScriptsOwnFailEndsTheReservation(t *testing.T) {
 	l := newLoaded(t)
 	l.on("address", answer{"result": "fail", "detail": "there is no network connection Public"})
 	_, err := l.configure(t)
-	verdict(t, reservation.VerdictFail, err, "public address: there is no network connection Public")
+	climbtest.Verdict(t, reservation.VerdictFail, err, "public address: there is no network connection Public")
 }
 
 func TestADomainIsTriedAgainOnItsOwnFaults(t *testing.T) {
@@ -217,14 +218,14 @@ func TestADomainIsTriedAgainOnItsOwnFaults(t *testing.T) {
 		l.options().Domain = domain
 		l.on("join", answer{"result": "reload", "detail": "code 1355", "retry": true})
 		_, err := l.configure(t)
-		verdict(t, reservation.VerdictReload, err, "code 1355, 3 times")
+		climbtest.Verdict(t, reservation.VerdictReload, err, "code 1355, 3 times")
 	})
 	t.Run("not when it refuses us", func(t *testing.T) {
 		l := newLoaded(t)
 		l.options().Domain = domain
 		l.on("join", answer{"result": "fail", "detail": "code 1326", "retry": false})
 		_, err := l.configure(t)
-		verdict(t, reservation.VerdictFail, err, "code 1326")
+		climbtest.Verdict(t, reservation.VerdictFail, err, "code 1326")
 		require.Len(t, l.ran("join"), 1)
 	})
 	t.Run("a secret that is not there is a fault of ours", func(t *testing.T) {
@@ -240,7 +241,7 @@ func TestADomainIsTriedAgainOnItsOwnFaults(t *testing.T) {
 		l.options().Domain = domain
 		l.on("join", answer{"result": "fail", "detail": "no such thing as secret-of-c"})
 		_, err := l.configure(t)
-		verdict(t, reservation.VerdictFail, err, "no such thing as ***")
+		climbtest.Verdict(t, reservation.VerdictFail, err, "no such thing as ***")
 	})
 }
 
@@ -334,7 +335,7 @@ func TestActivationTakesTheFirstWayThatWorks(t *testing.T) {
 			if c.tries > 2 {
 				require.Equal(t, map[string]string{"Server": "", "Port": "", "Key": "secret-of-mak"}, tries[2].values)
 			}
-			require.NotContains(t, l.report.all(), "secret-of-mak")
+			require.NotContains(t, l.report.All(), "secret-of-mak")
 		})
 	}
 }
@@ -360,7 +361,7 @@ func TestRebootsAreBounded(t *testing.T) {
 	l.options().Hostname = true
 	l.report.Keep(keepReboots, "2")
 	_, err := l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "rebooted 2 times")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "rebooted 2 times")
 	require.Empty(t, l.ran("reboot"))
 }
 
@@ -374,7 +375,7 @@ func TestAGuestThatDoesNotComeBackFromItsRebootIsReload(t *testing.T) {
 		}
 	}
 	_, err := l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "reboot: the guest did not come back within 300ms")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "reboot: the guest did not come back within 300ms")
 }
 
 func TestAGuestThatNeverBeginsItsRebootIsReload(t *testing.T) {
@@ -383,7 +384,7 @@ func TestAGuestThatNeverBeginsItsRebootIsReload(t *testing.T) {
 	l.module.pace.reboot = 300 * time.Millisecond
 	l.on("reboot", answer{"detail": "asked"})
 	_, err := l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "has not begun its reboot")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "has not begun its reboot")
 }
 
 func TestARebootWhoseRequestIsLostIsAskedForAgain(t *testing.T) {
@@ -460,7 +461,7 @@ func TestAConnectionThatIsLostIsMadeAgain(t *testing.T) {
 		}
 	}
 	_, err = l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "lost for the 4th time")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "lost for the 4th time")
 
 	l = newLoaded(t)
 	l.before = func(name string) {
@@ -469,7 +470,7 @@ func TestAConnectionThatIsLostIsMadeAgain(t *testing.T) {
 		}
 	}
 	_, err = l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "rebooted while it was configured")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "rebooted while it was configured")
 }
 
 func TestThePasswordOfTheControlAccountIsKept(t *testing.T) {
@@ -487,7 +488,7 @@ func TestANameThatWindowsCannotHaveIsNamed(t *testing.T) {
 		l.options().Hostname = true
 		l.request.Reservation.Computer.Name = name
 		_, err := l.configure(t)
-		verdict(t, reservation.VerdictFail, err, "computer.name", name)
+		climbtest.Verdict(t, reservation.VerdictFail, err, "computer.name", name)
 	}
 }
 
@@ -502,7 +503,7 @@ func TestSiteScriptsAreJudgedByTheirExitCode(t *testing.T) {
 		report, err := l.configure(t)
 		require.Equal(t, want == "", err == nil)
 		if want != "" {
-			verdict(t, want, err, "exit code 3: no licence")
+			climbtest.Verdict(t, want, err, "exit code 3: no licence")
 			continue
 		}
 		s := find(t, report, "script lab/20-x.ps1")
