@@ -1,10 +1,13 @@
 package climb
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/rs/zerolog"
 
 	"berth/osmodules/remote"
 	"berth/reservation"
@@ -92,6 +95,37 @@ func (s *Stages) Show(rung, detail string) {
 	if up {
 		s.higher(rung)
 	}
+}
+
+// PowerReset gives a silent guest the one power reset of its wait, and keeps under key when (RFC 3339), for a successor must
+// not give a second one. last is what went wrong before. unsure says why it is not known whether the guest was reset: it
+// is to be waited for all the same.
+func (s *Stages) PowerReset(ctx context.Context, reset func(context.Context) error, key string, last error,
+	log zerolog.Logger,
+) (unsure, err error) {
+	rung, _ := s.Current()
+	log.Warn().Str("rung", rung).AnErr("last", last).Msg("the guest is silent and gets a power reset")
+	// Kept first, and brought to the server by Confirm.
+	s.report.Keep(key, time.Now().UTC().Format(time.RFC3339Nano))
+	if err := s.report.Confirm(ctx); err != nil {
+		return nil, err
+	}
+	said := "no answer"
+	if last != nil {
+		said = last.Error()
+	}
+	s.Show("power reset", "silent at "+rung+": "+said)
+	err = reset(ctx)
+	switch {
+	case err == nil:
+		return nil, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case reservation.VerdictOf(err) != "":
+		return nil, err
+	}
+	log.Warn().Err(err).Msg("the power reset went wrong")
+	return err, nil
 }
 
 func (s *Stages) height(rung string) int { return slices.Index(s.order, rung) }

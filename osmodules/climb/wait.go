@@ -20,14 +20,6 @@ func Final(err error) bool {
 	return reservation.VerdictOf(err) != "" || errors.As(err, &credential)
 }
 
-// Words returns an error's text, also if there is none because nobody has answered.
-func Words(err error) string {
-	if err == nil {
-		return "no answer"
-	}
-	return err.Error()
-}
-
 // Wait tries a guest again and again until it is up, or until somebody says that it will not be.
 type Wait[T any] struct {
 	// Try goes as far up as it gets. within ends with the wait's limit, whole with the phase.
@@ -95,24 +87,4 @@ func (r *Refusals) Pause(err error, began time.Time, refused []time.Duration, be
 	r.n = 0
 	// Counted from the last try's begin, so that a try that waited for its own limit is followed by the next at once.
 	return max(between.Jittered()-time.Since(began), between.From/10)
-}
-
-// PowerReset gives the one power reset of a wait, and keeps under key when (RFC 3339), for a successor must not give a
-// second one. unsure says why it is not known whether the guest was reset: it is to be waited for all the same.
-func PowerReset(ctx context.Context, reset func(context.Context) error, report reservation.Reporter, key string) (unsure, err error) {
-	// Kept first, and brought to the server by Confirm.
-	report.Keep(key, time.Now().UTC().Format(time.RFC3339Nano))
-	if err := report.Confirm(ctx); err != nil {
-		return nil, err
-	}
-	err = reset(ctx)
-	switch {
-	case err == nil:
-		return nil, nil
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case reservation.VerdictOf(err) != "":
-		return nil, err
-	}
-	return err, nil
 }

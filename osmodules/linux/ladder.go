@@ -28,7 +28,8 @@ const (
 
 // rungs are all there are, in order.
 func rungs() []string {
-	return []string{string(ssh.RungTCP), string(ssh.RungBanner), string(ssh.RungHandshake), string(ssh.RungAuthentication), rungNonce, rungBoot, rungSetup, rungSettle}
+	return []string{string(ssh.RungTCP), string(ssh.RungBanner), string(ssh.RungHandshake), string(ssh.RungAuthentication),
+		rungNonce, rungBoot, rungSetup, rungSettle}
 }
 
 // WaitForResponse climbs the ladder. See the package's documentation for the rungs and the verdicts.
@@ -125,17 +126,9 @@ func (l *ladder) expire(ctx context.Context) error {
 	if l.request.PowerReset == nil || l.request.Limits.ResponseAgain <= 0 || !l.reset.IsZero() || answered {
 		return l.silent(answered)
 	}
-	rung, _ := l.stages.Current()
-	l.log.Warn().Str("rung", rung).AnErr("last", l.last).Msg("the guest is silent and gets a power reset")
-	unsure, err := climb.PowerReset(ctx, func(ctx context.Context) error {
-		l.stages.Show("power reset", "silent at "+rung+": "+climb.Words(l.last))
-		return l.request.PowerReset(ctx)
-	}, l.report, keepReset)
-	if err != nil {
+	var err error
+	if l.unreset, err = l.stages.PowerReset(ctx, l.request.PowerReset, keepReset, l.last, l.log); err != nil {
 		return err
-	}
-	if l.unreset = unsure; unsure != nil {
-		l.log.Warn().Err(l.unreset).Msg("the power reset went wrong")
 	}
 	l.again(time.Now())
 	l.refusals.None()

@@ -52,7 +52,8 @@ func (m *Module) PostLoad(ctx context.Context, request osmodules.Request, answer
 	if err := report.Confirm(ctx); err != nil {
 		return osmodules.Report{}, err
 	}
-	c := &configuration{module: m, request: request, report: report, log: climb.Logger(m.options.Logger, request), aim: aim, channel: answer.Channel,
+	c := &configuration{module: m, request: request, report: report, log: climb.Logger(m.options.Logger, request), aim: aim,
+		channel:    answer.Channel,
 		reconnects: climb.Reconnects{Most: m.pace.reconnects, Within: m.pace.reconnect}}
 	// Some of what steps do (rules, the clock) ends with the boot.
 	c.runner = steps.Runner{Report: report, Log: c.log, Key: keepStep, PerBoot: true, Boot: report.Kept(keepBoot),
@@ -192,7 +193,8 @@ func (c *configuration) run(ctx context.Context, s step) (outcome, *steps.Result
 func (c *configuration) reconnect(ctx context.Context, name string, lost error) error {
 	l := c.module.newLadder(c.request, c.report, c.aim)
 	l.half = time.Now().Add(c.module.pace.reconnect)
-	client, err := climb.Reconnect(ctx, &c.reconnects, name, c.runner.Boot, lost, func(ctx context.Context) (*ssh.Client, string, error) { return c.comeBack(ctx, l) }, l.pause)
+	back := func(ctx context.Context) (*ssh.Client, string, error) { return c.comeBack(ctx, l) }
+	client, err := climb.Reconnect(ctx, &c.reconnects, name, c.runner.Boot, lost, back, l.pause)
 	if err != nil {
 		return err
 	}

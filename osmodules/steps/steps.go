@@ -88,7 +88,8 @@ func (r *Runner) run(ctx context.Context, s Step) error {
 	case err != nil:
 		result = Failed(err.Error())
 	}
-	step := reservation.Step{Name: s.Name, Result: result.Result, Detail: result.Detail, Took: reservation.Duration(time.Since(began).Round(time.Millisecond))}
+	took := reservation.Duration(time.Since(began).Round(time.Millisecond))
+	step := reservation.Step{Name: s.Name, Result: result.Result, Detail: result.Detail, Took: took}
 	if err != nil && limit == nil {
 		r.Done.Steps = append(r.Done.Steps, step)
 		return err

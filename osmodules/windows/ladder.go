@@ -31,8 +31,8 @@ const (
 
 // rungs are all there are, in order.
 func rungs() []string {
-	return []string{string(remote.RungTCP), string(ssh.RungBanner), string(remote.RungHandshake), string(remote.RungAuthentication), string(winrm.RungShell),
-		rungNonce, rungSetup, rungSettle}
+	return []string{string(remote.RungTCP), string(ssh.RungBanner), string(remote.RungHandshake), string(remote.RungAuthentication),
+		string(winrm.RungShell), rungNonce, rungSetup, rungSettle}
 }
 
 // WaitForResponse climbs the ladder. See the package's documentation for the rungs and the verdicts.
@@ -224,17 +224,9 @@ func (l *ladder) expire(ctx context.Context) error {
 	if l.request.PowerReset == nil || l.request.Limits.ResponseAgain <= 0 || !l.reset.IsZero() || answered || l.talking || l.rebooting != "" {
 		return l.verdict(answered)
 	}
-	rung, _ := l.stages.Current()
-	l.log.Warn().Str("rung", rung).AnErr("last", l.last).Msg("the guest is silent and gets a power reset")
-	unsure, err := climb.PowerReset(ctx, func(ctx context.Context) error {
-		l.stages.Show("power reset", "silent at "+rung+": "+climb.Words(l.last))
-		return l.request.PowerReset(ctx)
-	}, l.report, keepReset)
-	if err != nil {
+	var err error
+	if l.unreset, err = l.stages.PowerReset(ctx, l.request.PowerReset, keepReset, l.last, l.log); err != nil {
 		return err
-	}
-	if l.unreset = unsure; unsure != nil {
-		l.log.Warn().Err(l.unreset).Msg("the power reset went wrong")
 	}
 	l.again(time.Now())
 	l.refusals.None()

@@ -62,7 +62,8 @@ func (m *Module) PostLoad(ctx context.Context, request osmodules.Request, answer
 	if err := report.Confirm(ctx); err != nil {
 		return osmodules.Report{}, err
 	}
-	c := &configuration{module: m, request: request, report: report, log: climb.Logger(m.options.Logger, request), dialer: dialer, session: session, boot: report.Kept(keepBoot),
+	c := &configuration{module: m, request: request, report: report, log: climb.Logger(m.options.Logger, request), dialer: dialer,
+		session: session, boot: report.Kept(keepBoot),
 		reconnects: climb.Reconnects{Most: m.pace.reconnects, Within: m.pace.reconnect}}
 	c.runner = steps.Runner{Report: report, Log: c.log, Key: keepStep, Done: osmodules.Report{PublicAddress: report.Kept(keepAddress)}}
 	defer func() {
@@ -209,7 +210,8 @@ func (c *configuration) reconnect(ctx context.Context, name string, lost error) 
 	if err != nil {
 		return err
 	}
-	session, err := climb.Reconnect(ctx, &c.reconnects, name, c.boot, lost, func(ctx context.Context) (Session, string, error) { return c.comeBack(ctx, l) }, l.pause)
+	back := func(ctx context.Context) (Session, string, error) { return c.comeBack(ctx, l) }
+	session, err := climb.Reconnect(ctx, &c.reconnects, name, c.boot, lost, back, l.pause)
 	if err != nil {
 		return err
 	}
