@@ -255,7 +255,7 @@ func (g *guest) module(t testing.TB, change ...func(*Options)) *Module {
 	require.NoError(t, err)
 	const ms = time.Millisecond
 	fast := climb.Span{From: 5 * ms, To: 10 * ms}
-	m.pace = pace{early: fast, due: fast, setup: fast, refused: []time.Duration{10 * ms}, look: 100 * ms, idle: 200 * ms, quiet: 200 * ms, reconnect: time.Second,
+	m.pace = pace{early: fast, due: fast, setup: fast, refused: []time.Duration{10 * ms}, look: 100 * ms, quiet: 200 * ms, reconnect: time.Second,
 		reboot: 20 * time.Second, probe: 10 * time.Second, joinPause: 5 * ms, addressWait: 1, reconnects: 3, joins: 3, reboots: 2}
 	return m
 }

@@ -429,7 +429,7 @@ func (l *ladder) echo(ctx context.Context, session Session) (string, error) {
 func (l *ladder) finished(ctx context.Context, session Session, boot string) error {
 	l.stages.Show(rungSetup, "")
 	pace := l.module.pace
-	var idle time.Time // since when nothing of the set-up has been running, in a state that is not its end
+	over := 0 // looks, one after the other, that found a set-up that broke off
 	for pause := pace.setup.From; ; pause = min(pause*5/4, pace.setup.To) {
 		s, err := l.look(ctx, session, boot)
 		if err != nil {
@@ -437,18 +437,14 @@ func (l *ladder) finished(ctx context.Context, session Session, boot string) err
 		}
 		l.talking, l.errors = true, s.errors
 		l.stages.Show(rungSetup, s.detail)
-		switch {
-		case !s.suspect || !s.idle:
-			idle = time.Time{}
-		case idle.IsZero():
-			idle = time.Now()
-		default:
-			s.idleFor = time.Since(idle)
+		if over++; !s.over || !s.idle {
+			over = 0
 		}
+		s.over = over > 1 // the last process may end a moment before the state is written
 		l.mu.Lock()
 		s.still = time.Since(l.changed)
 		l.mu.Unlock()
-		if why := s.failed(pace); why != "" {
+		if why := s.failed(pace.quiet); why != "" {
 			return reservation.Reload("the guest's own set-up went wrong: "+why, nil)
 		}
 		if s.finished {
@@ -490,7 +486,7 @@ type setup struct {
 	finished bool
 	gaveUp   string // the line of its logs in which set-up says so
 	suspect  bool   // the state is one in which a failed set-up stays
-	over     bool   // set-up says that it is not in progress
+	over     bool   // set-up says that it is not in progress, and is not complete
 	idle     bool   // no set-up process runs
 	waits    bool   // set-up waits for a program that it has started
 	errors   string // the last lines of its error log
@@ -498,15 +494,14 @@ type setup struct {
 	logSize  int64
 	detail   string
 
-	idleFor time.Duration // how long it has been idle in a suspect state; 0 at the first look
-	still   time.Duration // how long nothing has changed
+	still time.Duration // how long nothing has changed
 }
 
 // failed says why the set-up has failed, "" if it has not as far as can be seen.
 //
 // UNDEPLOYABLE is what a pass is while it runs, and a failure if none runs (Microsoft, "Windows Setup States"). Lines in
 // setuperr.log are usual in set-ups that go well. So each alone is no failure.
-func (s setup) failed(pace pace) string {
+func (s setup) failed(quiet time.Duration) string {
 	because := ""
 	if s.errors != "" {
 		because = "; setuperr.log: " + s.errors
@@ -518,13 +513,12 @@ func (s setup) failed(pace pace) string {
 		return s.gaveUp + because
 	case !s.suspect:
 		return ""
-	// Two looks: the last process may end a moment before the state is written.
-	case s.over && s.idleFor > 0:
+	case s.over:
 		return fmt.Sprintf("it stands at %s, and says that it is not in progress%s", s.state, because)
-	// A set-up that is about to reboot, or a boot in which it has not begun yet, looks like this for a while.
-	case s.idle && s.idleFor >= pace.idle && s.still >= pace.idle:
-		return fmt.Sprintf("it stands at %s, and none of its processes has run for %s%s", s.state, climb.Round(s.idleFor), because)
-	case s.errors != "" && !s.waits && s.still >= pace.quiet:
+	// A set-up that is about to reboot, or that has not begun yet in a young boot, has no processes for a while, either.
+	case s.idle && s.still >= quiet:
+		return fmt.Sprintf("it stands at %s, none of its processes runs, and nothing has changed for %s%s", s.state, climb.Round(s.still), because)
+	case s.errors != "" && !s.waits && s.still >= quiet:
 		return fmt.Sprintf("it stands at %s, nothing has changed for %s%s", s.state, climb.Round(s.still), because)
 	default:
 		return ""

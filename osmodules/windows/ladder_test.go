@@ -150,8 +150,8 @@ func TestASetUpThatFailedIsReloadLongBeforeItsLimit(t *testing.T) {
 		"undeployable when it is over": {answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE", "errors": "Failed to run unattend"},
 			[]string{"UNDEPLOYABLE, and says that it is not in progress", "setuperr.log: Failed to run unattend"}},
 		"undeployable, without an error": {answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"UNDEPLOYABLE, and says that it is not in progress"}},
-		"undeployable and nobody works":  {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"none of its processes has run for"}},
-		"no OOBE after specialize":       {answer{"imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"}, []string{"SPECIALIZE_RESEAL_TO_OOBE, and none of its processes has run for"}},
+		"undeployable and nobody works":  {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"none of its processes runs, and nothing has changed for"}},
+		"no OOBE after specialize":       {answer{"imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"}, []string{"SPECIALIZE_RESEAL_TO_OOBE, none of its processes runs"}},
 		"stuck in specialize with an error": {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_AUDIT", "processes": "setup", "errors": "pass 4 failed"},
 			[]string{"SPECIALIZE_RESEAL_TO_AUDIT", "nothing has changed for", "pass 4 failed"}},
 	} {
@@ -181,7 +181,7 @@ func TestASetUpThatOnlyLooksFailedIsWaitedFor(t *testing.T) {
 		ends  func(looks int, since time.Duration, g *guest) bool
 	}{
 		"it is about to reboot": {
-			answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"}, func(p *pace) { p.idle = time.Minute },
+			answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"}, func(p *pace) { p.quiet = time.Minute },
 			func(looks int, _ time.Duration, g *guest) bool {
 				if looks == 5 {
 					g.reboot()

@@ -71,8 +71,7 @@ type pace struct {
 	setup       climb.Span      // between two looks at the set-up; the second is reached by and by
 	refused     []time.Duration // after a refused authentication; the last repeats
 	look        time.Duration   // the least that a wait gets, however late its limit is
-	idle        time.Duration   // set-up of which nothing runs, in the middle of it, has failed after this
-	quiet       time.Duration   // set-up with an error and without any change has failed after this
+	quiet       time.Duration   // set-up with an error, or without a process, and without any change has failed after this
 	reconnect   time.Duration   // for coming back to a guest that had answered
 	reboot      time.Duration   // for a reboot that we asked for
 	probe       time.Duration   // limit of the ladder's scripts
@@ -91,7 +90,6 @@ func defaultPace() pace {
 		setup:       climb.Span{From: 1000 * time.Millisecond, To: 1500 * time.Millisecond},
 		refused:     []time.Duration{time.Second, 2 * time.Second, 5 * time.Second},
 		look:        30 * time.Second,
-		idle:        time.Minute,
 		quiet:       3 * time.Minute,
 		reconnect:   2 * time.Minute,
 		reboot:      600 * time.Second, // VCL Windows.pm reboot: 300 s, twice
