@@ -38,7 +38,9 @@ $started = @($all | Where-Object { ($ids -contains $_.ParentProcessId) -and ($id
 $commands = @($started | ForEach-Object { $_.Name.ToLowerInvariant() } | Sort-Object -Unique)
 
 # Sysprep's generalize pass logs elsewhere; what stands here is the pass that runs on this computer. XP and 2003 log into
-# the system's folder itself. The logs are in English on every Windows.
+# the system's folder itself. The logs are in English on every Windows. A file's time of writing may be old as long as
+# somebody has it open, so what its last line says counts, too.
+$since = $boot.ToLocalTime().ToString('yyyy-MM-dd HH:mm:ss', [Globalization.CultureInfo]::InvariantCulture)
 $panther = Join-Path -Path $env:SystemRoot -ChildPath 'Panther'
 $size = 0
 $errors = @()
@@ -50,8 +52,9 @@ foreach ($folder in @($env:SystemRoot, $panther, (Join-Path -Path $panther -Chil
         if (-not (Test-Path -Path $log)) { continue }
         $file = Get-Item -Path $log
         if ($name -eq 'setupact.log') { $size += $file.Length }
-        if ($file.LastWriteTimeUtc -lt $boot) { continue }
         $lines = @(Get-End $log)
+        $last = [string]($lines | Where-Object { $_ -match '^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d' } | Select-Object -Last 1)
+        if ($file.LastWriteTimeUtc -lt $boot -and [string]::CompareOrdinal($last, $since) -lt 0) { continue }
         if ($name -eq 'setuperr.log') { $errors += @($lines | Select-Object -Last 5) }
         $said = $lines | Where-Object { $_ -match $givesUp } | Select-Object -Last 1
         if ($said) { $failure = [string]$said }
