@@ -18,7 +18,7 @@ func Scripts() []Script {
 		{"reboot", "1cac0aefd3c85cefbceea037f4afc279b3b6a05e6393c9c597061b8e257f58f0", actReboot},
 		{"secrets", "a201cd01bb77a5b7db331a13f7c84d535b82b2e877189c3dc040c62607bcad24", actSecrets},
 		{"service", "0aafde0267169aff4bafb1982bb844d571a336b829561f63d909af7565507d98", actService},
-		{"setup", "f7478512a9d7150053421e1a978108a84b8dd13010984f1057fc65175b571aa3", actSetup},
+		{"setup", "32984659ec0f8eb2adc5b978f18a44d1544e638ea9509df4fa48523258538892", actSetup},
 		{"site", "5bc41a1f7fca01a57c0e7f0d4ba09d08cff8bf7ae1e021e3cb0affbd83b5b11a", actSite},
 		{"sleep", "0c876a18415bf48bae6d5c15a843af9ce38313998c4b376ca9113956844898b2", actSleep},
 		{"static", "f77dd1fc7e9035b44e97eafd0af3ec11d381ee16cce63d66a4f8e59aaefd9d52", actStatic},

@@ -8,9 +8,10 @@ function Get-Value($Key, $Name) {
     return [string]$value
 }
 
-# The last lines of a log that set-up may be writing: it grows to several megabytes.
+# The last lines of a log that set-up may be writing: it grows to several megabytes. One that nobody else may open now can
+# be read by the next look.
 function Get-End($Path) {
-    $stream = [IO.File]::Open($Path, 'Open', 'Read', 'ReadWrite')
+    try { $stream = [IO.File]::Open($Path, 'Open', 'Read', 'ReadWrite') } catch { return @() }
     try {
         $most = [Math]::Min($stream.Length, 32768)
         [void]$stream.Seek(-$most, 'End')
