@@ -445,12 +445,13 @@ func TestTheWorkerServesAndOutlivesALossOfTemporal(t *testing.T) {
 	require.Equal(t, workflows.TypeFailed, failed.Type())
 	require.ErrorContains(t, err, "not-there")
 
+	page(t, http+"/metrics") // what is counted is zero the first time
 	_, metrics := page(t, http+"/metrics")
 	for _, line := range []string{
 		`berth_loads_total{os="linux",outcome="failed",provisioner="vmware"} 1`,
-		`berth_phase_seconds_count{os="linux",phase="load",provisioner="vmware",verdict="fail"} 1`,
+		`berth_phase_seconds_count{image="debian12-r3",os="linux",phase="load",provisioner="vmware",verdict="fail"} 1`,
 		`berth_vsphere_calls_total{method="Login",vcenter="lab"} 1`,
-		`berth_worker_ready 1`, `berth_guests_waiting 0`, `temporal_worker_start_total{`, `temporal_activity_execution_latency_seconds_count{`, `go_goroutines `,
+		`berth_worker_ready 1`, `berth_computers_held{phase="ready"} 0`, `berth_guests_waiting 0`, `temporal_worker_start_total{`, `temporal_activity_execution_latency_seconds_count{`, `go_goroutines `,
 	} {
 		require.Contains(t, metrics, line)
 	}
