@@ -15,7 +15,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
@@ -272,7 +271,7 @@ func notExported(exported map[string]*dto.MetricFamily, selector *parser.VectorS
 		for _, m := range selector.LabelMatchers {
 			value, there := set[m.Name]
 			switch {
-			case m.Name == labels.MetricName, slices.Contains(ofScrape(), m.Name):
+			case m.Name == model.MetricNameLabel, slices.Contains(ofScrape(), m.Name):
 			case !there, m.Name != "outcome" && !m.Matches(value):
 				return false
 			}

@@ -42,6 +42,7 @@ import (
 	"berth/internal/logging"
 	"berth/internal/metrics"
 	"berth/internal/temporalclient"
+	"berth/internal/tracing"
 	"berth/reservation"
 	"berth/workflows"
 )
@@ -62,10 +63,13 @@ func TestMain(m *testing.M) {
 	}
 	// What the machine's own environment says about a worker is nothing to these tests.
 	for _, pair := range os.Environ() {
-		if name, _, _ := strings.Cut(pair, "="); strings.HasPrefix(name, "BERTH_") && name != devserver.EnvCLI {
+		name, _, _ := strings.Cut(pair, "=")
+		ours := strings.HasPrefix(name, "BERTH_") && name != devserver.EnvCLI
+		if ours || strings.HasPrefix(name, "TEMPORAL_") || strings.HasPrefix(name, "OTEL_") {
 			os.Unsetenv(name)
 		}
 	}
+	os.Setenv("TEMPORAL_CONFIG_FILE", os.DevNull)
 	os.Exit(m.Run())
 }
 
@@ -225,6 +229,7 @@ func TestTheEnvironmentIsReadWithItsDefaults(t *testing.T) {
 	require.Equal(t, config{
 		Provisioners: []string{"vmware"}, Workflows: true, Catalog: "catalog.yaml", Sites: []string{"lab", "other"},
 		Settings: temporalclient.Settings{Address: "127.0.0.1:7233", Namespace: "default", Patience: 30 * time.Second},
+		Tracing:  tracing.Settings{Protocol: tracing.ProtocolHTTP, Exporter: "otlp"},
 		LogLevel: "info", LogFormat: "json", Listen: "", Slots: 7, WorkflowSlots: 1000, StopTimeout: 25 * time.Second,
 	}, c)
 }

@@ -68,7 +68,9 @@ func (s Settings) WithProfile(env envconfig.EnvLookup) (Settings, error) {
 		p.tls = p.tls || p.TLS == nil // as the SDK has it: a key without a word of TLS asks for TLS
 		p.taken["BERTH_TEMPORAL_API_KEY_FILE"] = p.from("api_key")
 	}
-	s.profile = p
+	if len(p.taken) > 0 || p.tls || p.Authority != "" || len(p.GRPCMeta) > 0 {
+		s.profile = p
+	}
 	return s, nil
 }
 

@@ -2,14 +2,18 @@ package tracing
 
 import (
 	"context"
+	"net"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
 
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-
+	"berth/internal/span"
 	"berth/reservation"
 )
 
@@ -84,4 +88,56 @@ func TestAWorkflowThatOnlyLeftItsWorkerIsNotTold(t *testing.T) {
 	_, s := provider.Tracer("test").Start(context.Background(), "RunActivity:Load")
 	s.End()
 	require.Len(t, kept.GetSpans(), 2)
+}
+
+// grpcCollector keeps what it is sent.
+type grpcCollector struct {
+	collector.UnimplementedTraceServiceServer
+	got chan *collector.ExportTraceServiceRequest
+}
+
+func (c *grpcCollector) Export(_ context.Context, r *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+	c.got <- r
+	return &collector.ExportTraceServiceResponse{}, nil
+}
+
+// The integration tests send by HTTP.
+func TestTracesGoByGRPC(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	c := &grpcCollector{got: make(chan *collector.ExportTraceServiceRequest, 1)}
+	server := grpc.NewServer()
+	collector.RegisterTraceServiceServer(server, c)
+	defer server.Stop()
+	go func() { _ = server.Serve(listener) }()
+
+	tracing, err := New(t.Context(), Options{
+		Settings: Settings{Endpoint: "http://" + listener.Addr().String(), Protocol: ProtocolGRPC, Exporter: "otlp"}, Service: "berth-test", Identity: "me",
+	})
+	require.NoError(t, err)
+	require.NotEmpty(t, tracing.Client())
+	ctx, s := tracing.provider.Tracer("test").Start(t.Context(), "RunActivity:Load")
+	_, ended := span.Call(ctx, "vsphere", "CloneVM_Task")
+	ended(nil)
+	s.End()
+	require.NoError(t, tracing.Close(10*time.Second))
+	require.NoError(t, tracing.Close(10*time.Second), "it may be called again")
+	var names []string
+	for _, scope := range (<-c.got).GetResourceSpans()[0].GetScopeSpans() {
+		for _, one := range scope.GetSpans() {
+			names = append(names, one.GetName())
+		}
+	}
+	require.ElementsMatch(t, []string{"RunActivity:Load", "vsphere/CloneVM_Task"}, names)
+}
+
+func TestWithoutACollectorNothingIsTraced(t *testing.T) {
+	tracing, err := New(t.Context(), Options{Settings: Settings{Protocol: ProtocolHTTP, Exporter: "otlp"}})
+	require.NoError(t, err)
+	require.Empty(t, tracing.Client())
+	require.Empty(t, tracing.Worker())
+	ctx, ended := span.Call(t.Context(), "vsphere", "CloneVM_Task")
+	ended(nil)
+	require.Equal(t, t.Context(), ctx)
+	require.NoError(t, tracing.Close(time.Second))
 }
