@@ -202,7 +202,21 @@ func (p *phase) snapshot() reservation.Progress {
 	progress := p.progress
 	progress.Stages = slices.Clone(progress.Stages)
 	progress.Kept = maps.Clone(progress.Kept)
+	progress.Now = now(progress.Stages)
 	return progress
+}
+
+// now says in one line which stage goes on: in a list of forty the last one is far down on a screen.
+func now(stages []reservation.Stage) string {
+	if len(stages) == 0 {
+		return ""
+	}
+	last := stages[len(stages)-1]
+	text := last.Name
+	if last.Detail != "" {
+		text += ": " + last.Detail
+	}
+	return text + ", since " + last.Began.UTC().Format("15:04:05") + " UTC"
 }
 
 // Stage is part of reservation.Reporter. A new stage is sent at once; a new detail goes with the next beat, because details

@@ -18,8 +18,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// pageLimit is how long a page of the Web UI may take to show what is looked for.
-const pageLimit = 60 * time.Second
+// pageLimit is how long a page of the Web UI may take to show what is looked for, and pageTries how often it is opened for it.
+const (
+	pageLimit = 80 * time.Second
+	pageTries = 4
+)
 
 // The window that the Web UI is looked at in.
 const (
@@ -75,14 +78,37 @@ func (b *browser) open(t *testing.T, page string, texts ...string) {
 	b.visit(t, b.webUI+"/namespaces/default/"+page, texts...)
 }
 
-// visit opens an address and waits until it shows each of the texts, in a window of the usual size.
+// visit opens an address and waits until it shows each of the texts, in a window of the usual size. A page that does not show
+// them soon is opened again: the Web UI shows an error once and for all when one of its requests gets no answer in time.
 func (b *browser) visit(t *testing.T, address string, texts ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
-	defer cancel()
-	require.NoError(t, chromedp.Do(ctx, chromedp.EmulateViewport(windowWidth, windowHeight)))
-	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(address)))
-	b.shows(t, texts...)
+	for try := 1; ; try++ {
+		ctx, cancel := context.WithTimeout(b.ctx, pageLimit/pageTries)
+		err := chromedp.Do(ctx, chromedp.EmulateViewport(windowWidth, windowHeight))
+		if err == nil {
+			err = chromedp.Do(ctx, chromedp.Navigate(address))
+		}
+		missing := ""
+		for _, text := range texts {
+			if err == nil {
+				missing, err = text, b.waitFor(ctx, text)
+			}
+		}
+		cancel()
+		if err == nil {
+			return
+		}
+		if try == pageTries {
+			t.Fatalf("%s does not show %q (%v); it shows:\n%s", address, missing, err, b.text())
+		}
+	}
+}
+
+// waitFor waits until the page shows a text.
+func (b *browser) waitFor(ctx context.Context, text string) error {
+	script := fmt.Sprintf("(%s).includes(%q)", allText, text)
+	_, err := chromedp.Run(ctx, chromedp.Poll[bool](script, chromedp.WithPollingInterval(200*time.Millisecond), chromedp.WithPollingTimeout(0)))
+	return err
 }
 
 // firstScreen waits until each of the texts stands where a person sees it who has just opened the page.
@@ -138,19 +164,6 @@ func (b *browser) chooseColumns(t *testing.T, labels ...string) {
 	defer cancel()
 	_, err = chromedp.Run(ctx, chromedp.Evaluate[chromedp.Void](fmt.Sprintf("localStorage.setItem('namespace-workflow-table-columns', %q)", setting)))
 	require.NoError(t, err)
-}
-
-// shows waits until the page shows each of the texts.
-func (b *browser) shows(t *testing.T, texts ...string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
-	defer cancel()
-	for _, text := range texts {
-		script := fmt.Sprintf("(%s).includes(%q)", allText, text)
-		if _, err := chromedp.Run(ctx, chromedp.Poll[bool](script, chromedp.WithPollingInterval(200*time.Millisecond), chromedp.WithPollingTimeout(0))); err != nil {
-			t.Fatalf("the page does not show %q (%v); it shows:\n%s", text, err, b.text())
-		}
-	}
 }
 
 // text returns what the page shows.

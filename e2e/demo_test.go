@@ -192,15 +192,17 @@ func TestTheDemonstrationInABrowser(t *testing.T) {
 	pictures := map[string][]byte{}
 
 	// One that is being loaded: its clone takes 40 s.
-	d.says(t, startLimit, `(worker-killed +vm-04 +load .*clone)`)
+	d.says(t, startLimit, `(worker-killed +vm-04 +load .*clone: linked)`)
+	p := startPrometheus(t, d)
 	running := d.show(t, "worker-killed")
 	b.open(t, reservationPage(running.WorkflowID, running.RunID, "user-metadata"),
 		running.User+": "+running.Image+" on "+running.Computer, // the summary
 		"attempt 1 of", "running, limit", // the current details
 	)
 	b.open(t, reservationPage(running.WorkflowID, running.RunID, "pending-activities"),
-		"Load", "worker@", "clone", // the activity, who is at it, and the stage in its heartbeat
+		"Load", "worker@", "clone: linked clone of debian12-template at r3", // the activity, who is at it, and the stage in its heartbeat
 	)
+	b.firstScreen(t, "clone: linked clone of debian12-template at r3")
 	pictures["running"] = b.picture(t, windowHeight)
 
 	d.says(t, batchLimit, `(\d+) of 12 as expected`)
@@ -222,7 +224,7 @@ func TestTheDemonstrationInABrowser(t *testing.T) {
 		b.open(t, "workflows?query="+url.QueryEscape(c.query), c.there)
 		require.NotRegexp(t, `(?m)^`+c.notThere+`$`, b.text(), "the list of %s", c.query)
 	}
-	b.open(t, "workflows", "works", "slow", "reload", "worker-killed", "fails", "cancelled", "windows-xp", "bare-metal", "BerthPhase", "ended")
+	b.open(t, "workflows?query="+url.QueryEscape(`WorkflowType="Reservation"`), "works", "slow", "reload", "worker-killed", "fails", "cancelled", "windows-xp", "bare-metal", "BerthPhase", "ended")
 	pictures["list"] = b.picture(t, 880)
 
 	// One that needed two attempts.
@@ -262,6 +264,8 @@ func TestTheDemonstrationInABrowser(t *testing.T) {
 			require.NoError(t, os.WriteFile(filepath.Join(folder, name+".png"), picture, 0o644))
 		}
 	}
+
+	t.Run("the dashboard and the alerts", func(t *testing.T) { p.wall(t, d) })
 
 	d.signal(syscall.SIGINT)
 	_ = d.ends(t) // make says "Interrupt" whatever we answer

@@ -90,9 +90,15 @@ func Details(s reservation.Status) string {
 		case p.Ended.IsZero():
 			result = "running, limit " + p.Limit.String()
 		case p.Reason != "":
-			result = strings.TrimPrefix(result+": "+cell(p.Reason), ": ")
+			if result != "" {
+				result = "**" + result + "**: "
+			}
+			result += cell(p.Reason)
 		}
-		if p.Lost > 0 {
+		switch {
+		case p.Lost == 1:
+			result += " (tried again once)"
+		case p.Lost > 1:
 			result += fmt.Sprintf(" (tried again %d times)", p.Lost)
 		}
 		fmt.Fprintf(&b, "| %d | **%s** | %s | %s | %s |\n", p.Attempt, p.Phase, clock(p.Began), took(p.Began, p.Ended), result)
