@@ -93,17 +93,21 @@ func (g *gate) next(ctx workflow.Context) error {
 }
 
 func (g *gate) answer(ctx workflow.Context) error {
-	if err := workflow.SetQueryHandler(ctx, activities.GatePlace, func(ticket activities.GateTicket) (int, error) { return g.place(ticket), nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, activities.GatePlaces, func(tickets []activities.GateTicket) ([]int, error) {
+		return g.places(tickets), nil
+	}); err != nil {
 		return err
 	}
-	return workflow.SetUpdateHandlerWithOptions(ctx, activities.GateEnter, func(_ workflow.Context, request activities.GateRequest) (int, error) {
+	return workflow.SetUpdateHandlerWithOptions(ctx, activities.GateEnter, func(_ workflow.Context, request activities.GateRequest) ([]int, error) {
 		g.state.Capacity = request.Capacity
-		g.asked = append(g.asked, request.Ticket)
-		if g.place(request.Ticket) == activities.GateUnknown {
-			g.state.Waiting = append(g.state.Waiting, request.Ticket)
+		g.asked = append(g.asked, request.Tickets...)
+		for at, place := range g.places(request.Tickets) {
+			if place == activities.GateUnknown && !slices.Contains(g.state.Waiting, request.Tickets[at]) {
+				g.state.Waiting = append(g.state.Waiting, request.Tickets[at])
+			}
 		}
 		g.admit()
-		return g.place(request.Ticket), nil
+		return g.places(request.Tickets), nil
 	}, workflow.UpdateHandlerOptions{
 		Validator: func(request activities.GateRequest) error {
 			if request.Capacity < 1 {
@@ -111,19 +115,28 @@ func (g *gate) answer(ctx workflow.Context) error {
 			}
 			return nil
 		},
-		Description: "Takes a place inside, or in line.",
+		Description: "Takes places inside, or in line.",
 	})
 }
 
-// place returns 0 for a ticket that is inside, its place in line from 1, or activities.GateUnknown.
-func (g *gate) place(ticket activities.GateTicket) int {
-	if slices.Contains(g.state.Inside, ticket) {
-		return 0
+// places returns for each ticket 0 if it is inside, its place in line from 1, or activities.GateUnknown.
+func (g *gate) places(tickets []activities.GateTicket) []int {
+	at := map[activities.GateTicket]int{}
+	for _, ticket := range g.state.Inside {
+		at[ticket] = 0
 	}
-	if at := slices.Index(g.state.Waiting, ticket); at >= 0 {
-		return at + 1
+	for n, ticket := range g.state.Waiting {
+		at[ticket] = n + 1
 	}
-	return activities.GateUnknown
+	places := make([]int, len(tickets))
+	for n, ticket := range tickets {
+		place, known := at[ticket]
+		if !known {
+			place = activities.GateUnknown
+		}
+		places[n] = place
+	}
+	return places
 }
 
 // admit lets in whom there is room for, in the line's order.
