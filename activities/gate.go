@@ -32,7 +32,7 @@ const (
 type GateTicket struct {
 	Workflow string `json:"workflow"`
 	Run      string `json:"run"`
-	Activity string `json:"activity"` // the phase's activity: the ticket is over when the workflow has none such pending
+	Activity string `json:"activity"` // the phase's activity: the ticket is over when the workflow has neither it nor Abort pending
 }
 
 // GateRequest asks for a place inside.
@@ -57,22 +57,39 @@ func (p *phase) enter() func(context.Context, string, int, func(int)) (func(), e
 		return nil
 	}
 	return func(ctx context.Context, name string, capacity int, waiting func(place int)) (func(), error) {
-		g := gate{client: p.options.Client, id: GateID(name), request: GateRequest{
-			Ticket:   GateTicket{Workflow: p.info.WorkflowExecution.ID, Run: p.info.WorkflowExecution.RunID, Activity: p.info.ActivityType.Name},
-			Capacity: capacity,
-		}}
+		g := p.gate(name, p.info.ActivityType.Name)
+		g.request.Capacity = capacity
 		leave := func() {
 			// Who hands over keeps the place for its successor.
 			if !provisioners.HandedOver(ctx) {
 				g.leave(ctx)
 			}
 		}
-		if err := g.wait(ctx, waiting); err != nil {
-			leave()
+		inLine, err := g.wait(ctx, waiting)
+		if err != nil {
+			// A ticket that may have been inside before stays there: what it has begun may still stand.
+			if inLine {
+				leave()
+			}
 			return nil, err
 		}
 		return leave, nil
 	}
+}
+
+// leave is provisioners.Request.Leave for a phase.
+func (p *phase) leave() func(context.Context, string) {
+	if p.options.Client == nil {
+		return nil
+	}
+	return func(ctx context.Context, name string) { p.gate(name, LoadName).leave(ctx) }
+}
+
+// gate returns the way of this reservation's ticket through a gate, for a phase's activity.
+func (p *phase) gate(name, activity string) gate {
+	return gate{client: p.options.Client, id: GateID(name), request: GateRequest{
+		Ticket: GateTicket{Workflow: p.info.WorkflowExecution.ID, Run: p.info.WorkflowExecution.RunID, Activity: activity},
+	}}
 }
 
 // gate is one ticket's way through a gate.
@@ -82,12 +99,13 @@ type gate struct {
 	request GateRequest
 }
 
-// wait returns once the ticket is inside.
-func (g gate) wait(ctx context.Context, waiting func(place int)) error {
+// wait returns once the ticket is inside. It says whether the ticket was seen in line: then it has not been inside before.
+func (g gate) wait(ctx context.Context, waiting func(place int)) (inLine bool, err error) {
 	place, err := g.ask(ctx)
 	if err != nil {
-		return fmt.Errorf("gate %s: %w", g.id, err)
+		return false, fmt.Errorf("gate %s: %w", g.id, err)
 	}
+	inLine = place > 0
 	for told := 0; place != 0; {
 		if place != told {
 			waiting(place)
@@ -98,7 +116,7 @@ func (g gate) wait(ctx context.Context, waiting func(place int)) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return ctx.Err()
+			return inLine, ctx.Err()
 		}
 		if now, err := g.place(ctx); err == nil {
 			place = now
@@ -110,7 +128,7 @@ func (g gate) wait(ctx context.Context, waiting func(place int)) error {
 			}
 		}
 	}
-	return ctx.Err()
+	return inLine, ctx.Err()
 }
 
 // askAgain returns how long the n-th in line waits before it asks again: who is next to go looks every second, and a line of a
@@ -178,7 +196,8 @@ func (g gate) leave(ctx context.Context) {
 	_ = g.client.SignalWorkflow(ctx, g.id, "", GateLeave, g.request.Ticket)
 }
 
-// GateOver returns those of the tickets whose phase is over: their workflow is, or it has no such activity pending.
+// GateOver returns those of the tickets whose phase is over: their workflow is, or it has no such activity pending. A ticket whose
+// workflow is just deciding what comes next, or removes what the phase left, is not over.
 func (a *Activities) GateOver(ctx context.Context, tickets []GateTicket) ([]GateTicket, error) {
 	var over []GateTicket
 	for _, ticket := range tickets {
@@ -191,11 +210,12 @@ func (a *Activities) GateOver(ctx context.Context, tickets []GateTicket) ([]Gate
 		case err != nil:
 			return nil, fmt.Errorf("look at %s: %w", ticket.Workflow, err)
 		}
-		pending := false
+		held := described.GetPendingWorkflowTask() != nil
 		for _, one := range described.GetPendingActivities() {
-			pending = pending || one.GetActivityType().GetName() == ticket.Activity
+			name := one.GetActivityType().GetName()
+			held = held || name == ticket.Activity || name == AbortName
 		}
-		if !pending || described.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
+		if !held || described.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
 			over = append(over, ticket)
 		}
 	}

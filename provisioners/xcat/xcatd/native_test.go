@@ -348,8 +348,8 @@ func TestTheDeadlineOfACommandFollowsItsKind(t *testing.T) {
 		command Command
 		want    time.Duration
 	}{
-		{Command{Name: "tabdump"}, 30 * time.Second},
-		{Command{Name: "nodeset", Args: []string{"stat"}}, 30 * time.Second},
+		{Command{Name: "tabdump"}, 45 * time.Second},
+		{Command{Name: "nodeset", Args: []string{"stat"}}, 45 * time.Second},
 		{Command{Name: "nodeset", Args: []string{"osimage=x"}}, 60 * time.Second},
 		{Command{Name: "rpower", Args: []string{"stat"}}, 90 * time.Second},
 		{Command{Name: "rsetboot"}, 90 * time.Second},
