@@ -77,6 +77,8 @@ func TestBerthOneByOne(t *testing.T) {
 		{"clones of several workers in one vCenter", testCloneLimit},
 		{"physical nodes and their faults", testMetalFaults},
 		{"a worker killed while its node installs", testMetalKilled},
+		{"a cancelled load keeps its slot until its node is disarmed", testMetalSlots},
+		{"workers of two versions", testVersions},
 		{"forty nodes through a gate for ten", testMetalThrottle},
 	} {
 		t.Run(one.name, func(t *testing.T) { one.run(t, w) })

@@ -41,11 +41,16 @@ func (w *world) newMetal(t *testing.T, name string, speed float64, installs int,
 	return &metalLab{lab: &lab{world: w, name: name, site: site, catalog: site.catalog}, nodes: nodes}
 }
 
-func (l *metalLab) worker(t *testing.T) *workerProcess {
+func (l *metalLab) worker(t *testing.T, o ...workerOptions) *workerProcess {
 	t.Helper()
 	l.workers++
-	return l.world.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), workerOptions{plain: true, env: []string{"BERTH_WORKFLOWS=false",
-		"BERTH_PROVISIONERS=xcat", "BERTH_CATALOG=" + l.catalog, "BERTH_SITES=" + l.name}})
+	options := workerOptions{plain: true}
+	if len(o) > 0 {
+		options = o[0]
+		options.plain = true
+	}
+	options.env = append([]string{"BERTH_WORKFLOWS=false", "BERTH_PROVISIONERS=xcat", "BERTH_CATALOG=" + l.catalog, "BERTH_SITES=" + l.name}, options.env...)
+	return l.world.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), options)
 }
 
 func (l *metalLab) reserve(t *testing.T, node string) *booking {
@@ -136,6 +141,24 @@ func testMetalFaults(t *testing.T, w *world) {
 		require.Equal(t, "boot", node.Currstate, "a node is never left armed")
 		require.Equal(t, "hd", node.Device)
 	})
+}
+
+// A load that is cancelled keeps its slot until its node is disarmed: nobody else is armed before.
+func testMetalSlots(t *testing.T, w *world) {
+	// Each command for the first node takes a second, so its clean-up takes several; the second one's are quick.
+	l := w.newMetal(t, "metal-slots", slowly, 1, nil, simsite.Node{Name: "slots-1", Mode: xcatmn.Slow}, simsite.Node{Name: "slots-2"})
+	l.worker(t)
+	first := l.reserve(t, "slots-1")
+	first.atStage(t, reservation.PhaseLoad, "install")
+	second := l.reserve(t, "slots-2")
+	second.atStage(t, reservation.PhaseLoad, "wait for a slot")
+	require.NoError(t, w.client.CancelWorkflow(t.Context(), first.run.GetID(), first.run.GetRunID()))
+	status, err := first.result(t)
+	require.ErrorAs(t, err, new(*temporal.CanceledError))
+	require.Equal(t, "load, clean done", phases(status))
+	l.loaded(t, second)
+	require.Equal(t, 1, l.site.status(t).Metal.MostArmed)
+	l.handedBack(t, second)
 }
 
 // A worker is killed while its node installs: another one goes on, with what was begun.
