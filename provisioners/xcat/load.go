@@ -25,6 +25,7 @@ const (
 	keptInstall   = "installing" // the time of the status installing, by the management node's clock
 	keptRestarted = "restarted"  // the node was powered on again because nothing started
 	keptReset     = "reset"      // the node was reset because its installer hung
+	keptLeft      = "left"       // the node was reset because its installer did not let go of it
 )
 
 // The stages of a load.
@@ -46,8 +47,9 @@ type load struct {
 	*node
 	source  map[string]string
 	module  *Module
-	method  string // the osimage's provmethod
-	overall time.Time
+	method  string    // the osimage's provmethod
+	began   time.Time // when it had its slot
+	overall time.Time // when it has to be loaded
 	powered time.Time
 	changed time.Time
 	seen    string
@@ -139,9 +141,15 @@ func (l *load) begin() {
 	began, err := time.Parse(time.RFC3339, l.report.Kept(keptBegan))
 	if err != nil {
 		began = time.Now()
-		l.report.Keep(keptBegan, began.Format(time.RFC3339))
 	}
-	l.overall = began.Add(l.limits.Overall)
+	l.count(began)
+}
+
+// count has the overall limit count from a time, and keeps that.
+func (l *load) count(from time.Time) {
+	l.began = from
+	l.report.Keep(keptBegan, from.Format(time.RFC3339))
+	l.overall = from.Add(l.limits.Overall)
 	// A short limit keeps less back: it has to be good for something.
 	if last := l.request.Deadline.Add(-min(reserve, l.request.Limit/10)); !l.request.Deadline.IsZero() && last.Before(l.overall) {
 		l.overall = last
@@ -204,7 +212,7 @@ func (l *load) check(ctx context.Context) error {
 	fail := func(format string, values ...any) error {
 		return reservation.Fail(fmt.Sprintf("node %s cannot be loaded with osimage %s: ", l.node.node, l.osimage)+fmt.Sprintf(format, values...), nil)
 	}
-	defined, err := l.client.Node(ctx, l.node.node, "mac", "mgt", "arch", "netboot")
+	defined, err := l.client.Node(ctx, l.node.node, "mac", "mgt", "arch")
 	if err != nil {
 		return err
 	}
@@ -436,21 +444,50 @@ func (l *load) news(v view) string {
 }
 
 // leave waits until the installer has let go of the node, so that nobody takes its sshd for the system's, and makes sure
-// that the node is powered on.
+// that the node is powered on. An installer that does not end is ended once: the disk is loaded.
 func (l *load) leave(ctx context.Context) error {
 	l.report.Stage(stageLeave, "")
-	for end := time.Now().Add(l.limits.InstallerGone); l.module.installer(ctx, l.host()) != "" && time.Now().Before(end); {
-		if err := pause(ctx, l.limits.PollPower); err != nil {
-			return err
+	gone, err := l.gone(ctx)
+	if err == nil && !gone && l.report.Kept(keptLeft) == "" {
+		l.report.Keep(keptLeft, "1")
+		if err = l.bootDisk(ctx, "the installer does not end"); err == nil {
+			gone, err = l.gone(ctx)
 		}
+	}
+	if err != nil {
+		return err
+	}
+	if !gone {
+		return reservation.Reload(fmt.Sprintf("the installer on node %s still answers %s after the disk was loaded, twice", l.node.node, l.limits.InstallerGone), nil)
 	}
 	on, err := l.on(ctx)
 	if err != nil || on {
 		return err
 	}
-	l.report.Stage(stageLeave, "the installer powered the node off")
+	return l.bootDisk(ctx, "the installer powered the node off")
+}
+
+// gone waits until no installer answers, and returns whether it has come to that.
+func (l *load) gone(ctx context.Context) (bool, error) {
+	for end := time.Now().Add(l.limits.InstallerGone); l.module.installer(ctx, l.host()) != ""; {
+		if time.Now().After(end) {
+			return false, ctx.Err()
+		}
+		if err := pause(ctx, l.limits.PollPower); err != nil {
+			return false, err
+		}
+	}
+	return true, ctx.Err()
+}
+
+// bootDisk boots the node once its disk is loaded.
+func (l *load) bootDisk(ctx context.Context, why string) error {
+	l.report.Stage(stageLeave, why)
 	return l.boot(ctx, func(bool) error {
-		_, err := l.guard(ctx)
+		v, err := l.guard(ctx)
+		if err == nil {
+			err = l.booted(v)
+		}
 		return err
 	})
 }

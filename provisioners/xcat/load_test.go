@@ -102,6 +102,17 @@ func TestEveryWayALoadCanGo(t *testing.T) {
 			verdict: reservation.VerdictFail, reason: "install for ever", boots: 1, state: stateBoot},
 		"the installer powers off": {change: plays(append(works()[:4], step{12 * time.Minute, func(n *fakeNode) { next(n); n.line, n.on = "", false }})),
 			verdict: reservation.VerdictDone, boots: 2, state: stateBoot},
+		"the installer does not end, and a boot from the disk ends it": {change: plays(append(works()[:4], step{12 * time.Minute, next})),
+			verdict: reservation.VerdictDone, boots: 2, state: stateBoot, stage: "leave installer: the installer does not end"},
+		"the installer never ends": {change: func(f *fake) {
+			f.nodes["n01"].install = append(works()[:4], step{12 * time.Minute, next})
+			f.after = func(c xcatd.Command) {
+				if f.nodes["n01"].state == stateBoot {
+					f.nodes["n01"].line = "installing post scripts"
+				}
+			}
+			f.nodes["n01"].state = "offline"
+		}, verdict: reservation.VerdictReload, reason: "still answers", boots: 2, state: stateBoot},
 		"somebody has armed it for another image before": {change: func(f *fake) { f.nodes["n01"].arm(alma) },
 			verdict: reservation.VerdictFail, reason: "somebody else", state: "install alma9-x86_64-compute"},
 		"somebody has armed it for this image": {change: func(f *fake) { f.nodes["n01"].arm(osimage) },
@@ -134,6 +145,10 @@ func TestEveryWayALoadCanGo(t *testing.T) {
 		}, verdict: reservation.VerdictFail, reason: "somebody else", state: "install alma9-x86_64-compute"},
 		"somebody sets it offline": {change: plays(append(works()[:2], step{6 * time.Minute, func(n *fakeNode) { n.state = "offline" }})),
 			verdict: reservation.VerdictFail, reason: "somebody else", boots: 1, state: "offline"},
+		"xcatd is away for longer than the whole load may take": {change: func(f *fake) {
+			f.nodes["n01"].install = append(works()[:2],
+				step{6 * time.Minute, func(*fakeNode) { f.down = true }}, step{76 * time.Minute, func(*fakeNode) { f.down = false }}, step{77 * time.Minute, func(n *fakeNode) { next(n); n.line = "" }})
+		}, verdict: reservation.VerdictDone, boots: 1, state: stateBoot, stage: "does not answer"},
 		"xcatd is away for 30 minutes": {change: func(f *fake) {
 			f.nodes["n01"].install = append(works()[:2],
 				step{6 * time.Minute, func(*fakeNode) { f.down = true }}, step{36 * time.Minute, func(*fakeNode) { f.down = false }}, step{37 * time.Minute, func(n *fakeNode) { next(n); n.line = "" }})
@@ -242,6 +257,8 @@ func TestASlowImageGetsItsTime(t *testing.T) {
 	_, err = try(t, f, func(f *fake) { f.nodes["n01"].install = slow }, source(sourceExpected, "60"))
 	require.NoError(t, err)
 	require.Equal(t, 1, f.nodes["n01"].boots)
+	_, err = try(t, newFake(), func(f *fake) {}, source(sourceOverall, "8m"))
+	require.ErrorContains(t, err, "overall limit")
 }
 
 func TestTheOverallLimitLeavesTimeToDisarm(t *testing.T) {

@@ -52,6 +52,7 @@ func (l *load) watch(ctx context.Context) error {
 			l.log.Warn().Err(err).Msg("the management node does not answer; going on")
 			l.report.Stage(l.stage(started), "the management node does not answer: "+err.Error())
 			l.powered, l.changed = l.powered.Add(now.Sub(last)), l.changed.Add(now.Sub(last))
+			l.count(l.began.Add(now.Sub(last)))
 			l.keepChanged()
 			l.report.Keep(keptLogin, "")
 		}

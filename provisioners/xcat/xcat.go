@@ -122,9 +122,9 @@ func (l Limits) of(attempt int, source map[string]string) Limits {
 	var minutes int
 	_, _ = fmt.Sscan(source[sourceExpected], &minutes)
 	expected := time.Duration(minutes) * time.Minute
-	l.NoProgress = max(l.NoProgress, expected)
+	l.NoProgress, l.Overall = max(l.NoProgress, expected), max(l.Overall, 2*expected)
 	for key, mine := range map[string][]*time.Duration{
-		sourceStart: {&l.Start}, sourceNoProgress: {&l.NoProgress}, sourcePoll: {&l.PollStart, &l.PollInstall},
+		sourceStart: {&l.Start}, sourceNoProgress: {&l.NoProgress}, sourceOverall: {&l.Overall}, sourcePoll: {&l.PollStart, &l.PollInstall},
 	} {
 		if d, err := durationOf(source[key]); err == nil && d > 0 {
 			for _, one := range mine {
@@ -137,7 +137,7 @@ func (l Limits) of(attempt int, source map[string]string) Limits {
 	}
 	l.Start = stretch(l.Start)
 	l.NoProgress = stretch(l.NoProgress)
-	l.Overall = stretch(max(l.Overall, 2*expected))
+	l.Overall = stretch(l.Overall)
 	return l
 }
 
@@ -271,6 +271,7 @@ const (
 	sourceExpected   = "expected_minutes" // how long an install takes; "" is at most 10
 	sourceStart      = "start_limit"      // in place of Limits.Start, such as 15m
 	sourceNoProgress = "no_progress"      // in place of Limits.NoProgress and the expected minutes
+	sourceOverall    = "overall"          // in place of Limits.Overall and twice the expected minutes
 	sourcePoll       = "poll"             // in place of Limits.PollStart and Limits.PollInstall
 	sourceKnownHosts = "known_hosts"      // what is done to the management node's: "" nothing, hostKeysOwn or hostKeysShared
 
@@ -290,7 +291,7 @@ const maxExpected = 24 * 60
 // ValidateSource is part of provisioners.Validator.
 func (m *Module) ValidateSource(source map[string]string) error {
 	const field = "image.sources." + Type
-	faults := known(field, source, sourceOSImage, sourceExpected, sourceStart, sourceNoProgress, sourcePoll, sourceKnownHosts)
+	faults := known(field, source, sourceOSImage, sourceExpected, sourceStart, sourceNoProgress, sourceOverall, sourcePoll, sourceKnownHosts)
 	fault := func(key, remedy string) {
 		faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: source[key], Remedy: remedy})
 	}
@@ -302,7 +303,7 @@ func (m *Module) ValidateSource(source map[string]string) error {
 			fault(sourceExpected, fmt.Sprintf("give how many minutes an install takes, 1 to %d, or leave it out", maxExpected))
 		}
 	}
-	for _, key := range []string{sourceStart, sourceNoProgress, sourcePoll} {
+	for _, key := range []string{sourceStart, sourceNoProgress, sourceOverall, sourcePoll} {
 		if _, err := durationOf(source[key]); err != nil {
 			fault(key, "give a duration from 1s to 24h, such as 15m, or leave it out")
 		}
