@@ -161,17 +161,28 @@ func testMetalSlots(t *testing.T, w *world) {
 	l.handedBack(t, second)
 }
 
-// A worker is killed while its node installs: another one goes on, with what was begun.
+// A worker is killed in each stage of a load: another one goes on, with what was begun. In the stages that are over in a moment
+// each command takes a second. xcatd goes on with a command whose client is gone.
 func testMetalKilled(t *testing.T, w *world) {
-	for stage, phase := range map[string]reservation.Phase{"wait for installer": reservation.PhaseLoad, "install": reservation.PhaseLoad,
-		"settle": reservation.PhasePostLoad} {
-		t.Run(stage, func(t *testing.T) {
+	for _, c := range []struct {
+		phase reservation.Phase
+		stage string
+		mode  xcatmn.Mode
+	}{
+		{reservation.PhaseLoad, "check", xcatmn.Slow},
+		{reservation.PhaseLoad, "arm", xcatmn.Slow},
+		{reservation.PhaseLoad, "power on", xcatmn.Slow},
+		{reservation.PhaseLoad, "wait for installer", xcatmn.Works},
+		{reservation.PhaseLoad, "install", xcatmn.Works},
+		{reservation.PhasePostLoad, "settle", xcatmn.Works},
+	} {
+		t.Run(c.stage, func(t *testing.T) {
 			t.Parallel()
-			name := "metal-kill-" + slug(stage)
-			l := w.newMetal(t, name, slowly, 0, nil, simsite.Node{Name: name})
+			name := "metal-kill-" + slug(c.stage)
+			l := w.newMetal(t, name, slowly, 0, nil, simsite.Node{Name: name, Mode: c.mode})
 			victim := l.worker(t)
 			b := l.reserve(t, name)
-			b.atStage(t, phase, stage)
+			b.atStage(t, c.phase, c.stage)
 			victim.Kill()
 			successor := l.worker(t)
 			status := l.loaded(t, b)
@@ -182,6 +193,30 @@ func testMetalKilled(t *testing.T, w *world) {
 			l.handedBack(t, b)
 		})
 	}
+	t.Run("wait for a slot", func(t *testing.T) {
+		t.Parallel()
+		l := w.newMetal(t, "metal-kill-slot", slowly, 1, nil, simsite.Node{Name: "kill-slot-1"}, simsite.Node{Name: "kill-slot-2"}, simsite.Node{Name: "kill-slot-3"})
+		victim := l.worker(t)
+		var all []*booking
+		for n, node := range l.nodes { // one after the other, so that the line's order is known
+			all = append(all, l.reserve(t, node.Name))
+			all[n].atStage(t, reservation.PhaseLoad, []string{"wait for installer", "wait for a slot", "wait for a slot"}[n])
+		}
+		victim.Kill()
+		l.worker(t)
+		var loaded []time.Time
+		for _, b := range all {
+			status := l.loaded(t, b)
+			require.Equal(t, 1, status.Attempt.Number)
+			require.Equal(t, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, l.node(t, b.computer).Counts)
+			loaded = append(loaded, status.Phases[0].Ended)
+		}
+		require.True(t, slices.IsSortedFunc(loaded, time.Time.Compare), "the line is kept: %v", loaded)
+		require.Equal(t, 1, l.site.status(t).Metal.MostArmed)
+		for _, b := range all {
+			l.handedBack(t, b)
+		}
+	})
 }
 
 // Forty nodes go through a gate for ten, over two workers: never more than ten are armed, whoever came first goes first.

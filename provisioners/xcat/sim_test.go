@@ -91,8 +91,10 @@ func (l *lab) worker(limits Limits) *Module {
 	l.t.Helper()
 	ca := filepath.Join(l.t.TempDir(), "ca.pem")
 	require.NoError(l.t, os.WriteFile(ca, l.mn.CA, 0o600))
+	certificate, err := l.mn.ClientCertificate("berth")
+	require.NoError(l.t, err)
 	module, err := New(Options{Limits: limits, Sites: []Site{{Name: "mn", Address: l.mn.Address, CAFile: ca, Installs: 3,
-		Certificate: func() ([]byte, error) { return l.mn.ClientCertificate("berth") }}}})
+		Certificate: func() ([]byte, error) { return certificate, nil }}}})
 	require.NoError(l.t, err)
 	return module
 }
