@@ -7,8 +7,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/temporal"
 
+	"berth/activities"
 	"berth/internal/catalog"
 	"berth/internal/hold"
 	"berth/internal/simsite"
@@ -145,8 +147,8 @@ func testMetalFaults(t *testing.T, w *world) {
 
 // A load that is cancelled keeps its slot until its node is disarmed: nobody else is armed before.
 func testMetalSlots(t *testing.T, w *world) {
-	// Each command for the first node takes a second, so its clean-up takes several; the second one's are quick.
-	l := w.newMetal(t, "metal-slots", slowly, 1, nil, simsite.Node{Name: "slots-1", Mode: xcatmn.Slow}, simsite.Node{Name: "slots-2"})
+	// Each command for the first node takes half a second, so its clean-up takes a while; the second one's are quick.
+	l := w.newMetal(t, "metal-slots", 2*slowly, 1, nil, simsite.Node{Name: "slots-1", Mode: xcatmn.Slow}, simsite.Node{Name: "slots-2"})
 	l.worker(t)
 	first := l.reserve(t, "slots-1")
 	first.atStage(t, reservation.PhaseLoad, "install")
@@ -156,9 +158,28 @@ func testMetalSlots(t *testing.T, w *world) {
 	status, err := first.result(t)
 	require.ErrorAs(t, err, new(*temporal.CanceledError))
 	require.Equal(t, "load, clean done", phases(status))
+	clean := status.Phases[1]
+	left := l.left(t)
+	require.Len(t, left, 1)
+	require.WithinRange(t, left[0], clean.Began, clean.Ended, "the slot is given up by the clean-up, and not before")
 	l.loaded(t, second)
 	require.Equal(t, 1, l.site.status(t).Metal.MostArmed)
 	l.handedBack(t, second)
+}
+
+// left returns when slots of the management node's gate were given up, as its history has it.
+func (l *metalLab) left(t *testing.T) []time.Time {
+	t.Helper()
+	var all []time.Time
+	events := l.world.client.GetWorkflowHistory(t.Context(), activities.GateID(xcat.Type+"/"+l.name), "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+	for events.HasNext() {
+		event, err := events.Next()
+		require.NoError(t, err)
+		if event.GetWorkflowExecutionSignaledEventAttributes().GetSignalName() == activities.GateLeave {
+			all = append(all, event.GetEventTime().AsTime())
+		}
+	}
+	return all
 }
 
 // A worker is killed in each stage of a load: another one goes on, with what was begun. In the stages that are over in a moment

@@ -375,3 +375,41 @@ func TestNodesThatOthersHaveArmedCount(t *testing.T) {
 	require.NoError(t, <-done)
 	require.Equal(t, 1, l.mn.MostArmed())
 }
+
+// Loads that end at once have their nodes' keys written one after the other, over all workers: makeknownhosts reads the file, and
+// writes it back a moment later.
+func TestKnownHostsAreWrittenForOneNodeAfterTheOther(t *testing.T) {
+	t.Parallel()
+	const nodes = 6
+	l := newLab(t, xcatmn.Works, brisk(), func(o *xcatmn.Options) {
+		o.Nodes[0].Disk = osimage
+		for n := 2; n <= nodes; n++ {
+			o.Nodes = append(o.Nodes, xcatmn.Node{Name: fmt.Sprintf("n%02d", n), Address: address(t), Disk: osimage})
+		}
+	})
+	client := l.module.nodes["mn"].client
+	var one sync.Mutex // the gate: over all workers
+	var group sync.WaitGroup
+	for n := 1; n <= nodes; n++ {
+		request := l.order(1)
+		computer := &request.Reservation.Computer
+		computer.Name, computer.MACs = fmt.Sprintf("n%02d", n), nil
+		request.Reservation.Image.Sources[Type][sourceKnownHosts] = hostKeysShared
+		request.Enter = func(_ context.Context, name string, capacity int, _ func(int)) (func(), error) {
+			if name != "xcat/mn/known_hosts" || capacity != 1 {
+				return nil, fmt.Errorf("asked for one of %d slots at gate %s", capacity, name)
+			}
+			one.Lock()
+			return one.Unlock, nil
+		}
+		require.NoError(t, client.Change(t.Context(), computer.Name, "usercomment=[berth r1/run-1/1 "+osimage+"]"))
+		module := l.worker(brisk()) // each has a worker of its own
+		group.Go(func() {
+			if err := module.AfterResponse(t.Context(), request, newReporter()); err != nil {
+				t.Errorf("%s: %v", computer.Name, err)
+			}
+		})
+	}
+	group.Wait()
+	require.Len(t, l.mn.KnownHosts(), nodes)
+}

@@ -170,6 +170,18 @@ func TestCommandsSayWhatTheySay(t *testing.T) {
 	require.Equal(t, 1, m.MostArmed())
 }
 
+func TestMakeknownhostsWritesTheSharedKeyUnderANodesNames(t *testing.T) {
+	t.Parallel()
+	m := start(t)
+	for range 2 { // the old line goes
+		ask(t, m, "root", order("makeknownhosts"))
+		require.Len(t, m.KnownHosts(), 1)
+		require.Regexp(t, `^n01,n01\.cluster\.test,127\.0\.17\.11 ssh-rsa AAAA\S+ $`, m.KnownHosts()[0])
+	}
+	ask(t, m, "root", order("makeknownhosts", "-d"))
+	require.Empty(t, m.KnownHosts())
+}
+
 func TestThePolicyDeniesWhatNoRowAllows(t *testing.T) {
 	t.Parallel()
 	m := start(t)
