@@ -92,15 +92,34 @@ func (m *Module) Load(ctx context.Context, request provisioners.Request, report 
 	return provisioners.Loaded{}, err
 }
 
-// room waits, where the site says so, until nodes that others have armed leave room for this one.
-func (l *load) room(ctx context.Context) error {
-	if l.countArmed == "" || l.armed != "" {
-		return nil
+// armInTurn arms the node. Where the site says so it waits until nodes that others have armed leave room for it, one load after
+// the other: two that counted at once would both take the last place.
+func (l *load) armInTurn(ctx context.Context) error {
+	if l.countArmed == "" {
+		return l.arm(ctx)
 	}
+	if l.request.Enter != nil {
+		leave, err := l.request.Enter(ctx, l.armingGate(), 1, func(place int) {
+			l.report.Stage(stageSlot, fmt.Sprintf("number %d in line to be armed at management node %s, where others arm nodes too", place, l.name))
+		})
+		if err != nil {
+			return err
+		}
+		defer leave()
+	}
+	if err := l.room(ctx); err != nil {
+		return err
+	}
+	l.count(time.Now())
+	return l.arm(ctx)
+}
+
+// room waits until nodes that others have armed leave room for this one.
+func (l *load) room(ctx context.Context) error {
 	for {
 		states, err := l.client.States(ctx, l.countArmed)
 		if err != nil {
-			return Classify(err)
+			return err
 		}
 		armed := 0
 		for node, state := range states {
@@ -157,15 +176,12 @@ func (l *load) count(from time.Time) {
 }
 
 func (l *load) run(ctx context.Context) error {
-	if err := l.room(ctx); err != nil {
-		return err
-	}
 	l.begin()
 	if l.armed == "" {
 		if err := l.check(ctx); err != nil {
 			return err
 		}
-		if err := l.arm(ctx); err != nil {
+		if err := l.armInTurn(ctx); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -351,29 +352,50 @@ func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T
 	}
 }
 
-// Where the site says so, nodes that others have armed count, and nobody is armed beyond the limit.
+// Where the site says so, nodes that others have armed count, and nobody is armed beyond the limit, however many loads begin at once.
 func TestNodesThatOthersHaveArmedCount(t *testing.T) {
 	t.Parallel()
+	const places, loads = 2, 4
 	other := address(t)
-	l := newLab(t, xcatmn.Works, brisk(), func(o *xcatmn.Options) { o.Nodes = append(o.Nodes, xcatmn.Node{Name: "n02", Address: other}) })
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(ca, l.mn.CA, 0o600))
-	var err error
-	l.module, err = New(Options{Limits: brisk(), Sites: []Site{{Name: "mn", Address: l.mn.Address, CAFile: ca, Installs: 1, CountArmed: "all",
-		Certificate: func() ([]byte, error) { return l.mn.ClientCertificate("berth") }}}})
-	require.NoError(t, err)
-	require.NoError(t, l.mn.ArmByHand("n02", alma))
-	report := newReporter()
-	done := make(chan error, 1)
-	go func() {
-		_, err := l.load(1, report)
-		done <- err
-	}()
-	require.Eventually(t, func() bool { return report.saw("wait for a slot") }, time.Minute, time.Millisecond)
-	require.Zero(t, l.mn.Counts("n01").Nodesets)
-	require.NoError(t, l.mn.Disarm("n02"))
-	require.NoError(t, <-done)
-	require.Equal(t, 1, l.mn.MostArmed())
+	l := newLab(t, xcatmn.Works, brisk(), func(o *xcatmn.Options) {
+		for n := 2; n <= loads; n++ {
+			o.Nodes = append(o.Nodes, xcatmn.Node{Name: fmt.Sprintf("n%02d", n), Address: address(t)})
+		}
+		o.Nodes = append(o.Nodes, xcatmn.Node{Name: "other", Address: other})
+	})
+	mn := l.module.nodes["mn"]
+	mn.countArmed, mn.installs = "all", places
+	require.NoError(t, l.mn.ArmByHand("other", alma))
+	gates := map[string]chan struct{}{"xcat/mn": make(chan struct{}, places), "xcat/mn/arming": make(chan struct{}, 1)}
+	var reports []*reporter
+	var group sync.WaitGroup
+	for n := range loads {
+		request, report := l.order(1), newReporter()
+		reports = append(reports, report)
+		computer := &request.Reservation.Computer
+		computer.Name, computer.MACs = fmt.Sprintf("n%02d", n+1), nil
+		request.Reservation.Name = "r-" + computer.Name
+		request.Mark.Reservation = request.Reservation.Name
+		request.Enter = func(_ context.Context, name string, capacity int, _ func(int)) (func(), error) {
+			if capacity != cap(gates[name]) {
+				return nil, fmt.Errorf("asked for one of %d slots at gate %s", capacity, name)
+			}
+			gates[name] <- struct{}{}
+			return func() { <-gates[name] }, nil
+		}
+		group.Go(func() {
+			if _, err := l.module.Load(t.Context(), request, report); err != nil {
+				t.Errorf("%s: %v", computer.Name, err)
+			}
+		})
+	}
+	require.Eventually(t, func() bool {
+		return slices.ContainsFunc(reports, func(r *reporter) bool { return r.saw("wait for a slot: 2 nodes of all") })
+	},
+		time.Minute, time.Millisecond)
+	require.NoError(t, l.mn.Disarm("other"))
+	group.Wait()
+	require.Equal(t, places, l.mn.MostArmed())
 }
 
 // Loads that end at once have their nodes' keys written one after the other, over all workers: makeknownhosts reads the file, and

@@ -167,6 +167,9 @@ type management struct {
 // gate names the gate of its installs.
 func (mn *management) gate() string { return Type + "/" + mn.name }
 
+// armingGate names the gate of who counts the armed nodes, and arms one more.
+func (mn *management) armingGate() string { return mn.gate() + "/arming" }
+
 // keysGate names the gate of what rewrites its known_hosts: xCAT and ssh-keygen do that without a lock.
 func (mn *management) keysGate() string { return mn.gate() + "/known_hosts" }
 
