@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -96,8 +97,18 @@ func (l *metalLab) handedBack(t *testing.T, b *booking) {
 func testMetalFaults(t *testing.T, w *world) {
 	node := func(name string, mode xcatmn.Mode) simsite.Node { return simsite.Node{Name: name, Mode: mode} }
 	l := w.newMetal(t, "metal-faults", fast, 0, map[string]string{"start_limit": "5s", "no_progress": "5s"},
-		node("metal-1", xcatmn.Works), node("metal-2", xcatmn.NeverCallsBack), node("metal-3", xcatmn.PXELostTwice), node("metal-4", xcatmn.BMCDead))
+		node("metal-1", xcatmn.Works), node("metal-2", xcatmn.NeverCallsBack), node("metal-3", xcatmn.PXELostTwice), node("metal-4", xcatmn.BMCDead),
+		node("metal-6", xcatmn.OwnHostKeys))
 	l.worker(t)
+	var mu sync.Mutex
+	keys := map[string]string{} // the host keys that were pinned, by node
+	t.Cleanup(func() {
+		if len(keys) < 4 {
+			return // one of them has failed, or was not asked for
+		}
+		require.Equal(t, keys["metal-1"], keys["metal-2"], "xCAT's shared host key")
+		require.NotEqual(t, keys["metal-1"], keys["metal-6"], "one of its own")
+	})
 	for name, c := range map[string]struct {
 		node, want string
 		attempts   int
@@ -105,6 +116,7 @@ func testMetalFaults(t *testing.T, w *world) {
 	}{
 		"one that works":             {"metal-1", "load done, post-load done", 1, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
 		"one that never calls back":  {"metal-2", "load done, post-load done", 1, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		"one with its own host keys": {"metal-6", "load done, post-load done", 1, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
 		"the second attempt is seen": {"metal-3", "load reload, load done, post-load done", 2, xcatmn.Counts{PowerOns: 1, PowerOffs: 0, Resets: 2, Nodesets: 2, Installs: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -114,9 +126,24 @@ func testMetalFaults(t *testing.T, w *world) {
 			require.Equal(t, c.want, phases(status))
 			require.Equal(t, c.attempts, status.Attempt.Number)
 			require.Equal(t, c.counts, l.node(t, c.node).Counts)
+			mu.Lock()
+			keys[c.node] = status.HostKey
+			mu.Unlock()
 			l.handedBack(t, b)
 		})
 	}
+	t.Run("xcatd restarts in the middle", func(t *testing.T) {
+		t.Parallel()
+		l := w.newMetal(t, "metal-restarts", fast, 0, nil, node("metal-7", xcatmn.Restarts))
+		l.worker(t)
+		b := l.reserve(t, "metal-7")
+		status := l.loaded(t, b)
+		require.Equal(t, "load done, post-load done", phases(status))
+		require.Equal(t, 1, status.Attempt.Number)
+		require.GreaterOrEqual(t, status.Phases[0].Lost, 2, "the answers to nodeset and to rpower were lost")
+		require.Equal(t, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, l.node(t, "metal-7").Counts)
+		l.handedBack(t, b)
+	})
 	t.Run("a BMC that is dead", func(t *testing.T) {
 		t.Parallel()
 		b := l.reserve(t, "metal-4")
