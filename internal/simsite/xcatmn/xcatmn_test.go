@@ -203,7 +203,7 @@ func TestARequestWithoutANewlineIsWaitedFor(t *testing.T) {
 
 func TestOnlyAnAbortStopsACommand(t *testing.T) {
 	t.Parallel()
-	m := start(t, func(o *Options) { o.Nodes[0].Mode, o.Nodes[1].Mode, o.Speed = Slow, Slow, 10 }) // a command takes two seconds
+	m := start(t, func(o *Options) { o.Nodes[0].Mode, o.Nodes[1].Mode, o.Speed = Slow, Slow, 10 }) // a command takes three seconds
 	told := func(command string) func() bool {
 		return func() bool {
 			return slices.ContainsFunc(m.History(), func(line string) bool { return strings.HasPrefix(line, command) })
