@@ -76,8 +76,7 @@ func TestBerthOneByOne(t *testing.T) {
 		{"Temporal's server and the workflows' worker are killed", testTemporalKilled},
 		{"clones of several workers in one vCenter", testCloneLimit},
 		{"physical nodes and their faults", testMetalFaults},
-		{"a worker killed while its node installs", testMetalKilled},
-		{"a cancelled load keeps its slot until its node is disarmed", testMetalSlots},
+		{"a worker killed, and a load cancelled, while its node installs", testMetalStopped},
 		{"workers of two versions", testVersions},
 		{"forty nodes through a gate for ten", testMetalThrottle},
 	} {

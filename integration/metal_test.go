@@ -209,6 +209,11 @@ func (l *metalLab) left(t *testing.T) []time.Time {
 	return all
 }
 
+func testMetalStopped(t *testing.T, w *world) {
+	t.Run("a worker killed", func(t *testing.T) { t.Parallel(); testMetalKilled(t, w) })
+	t.Run("a load cancelled", func(t *testing.T) { t.Parallel(); testMetalSlots(t, w) })
+}
+
 // A worker is killed in each stage of a load: another one goes on, with what was begun. In the stages that are over in a moment
 // each command takes a second. xcatd goes on with a command whose client is gone.
 func testMetalKilled(t *testing.T, w *world) {
