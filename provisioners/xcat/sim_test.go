@@ -285,8 +285,13 @@ func TestNoMoreNodesAreArmedThanThereAreSlots(t *testing.T) {
 	}
 }
 
-// A worker is stopped in each call of its reporter, one after the other, until a load comes through without.
+// A worker is stopped in each call of its reporter, one after the other, until a load comes through without. It looks at its
+// node less often than the other tests do: each look is two connections, and there are more than a hundred loads.
 func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T) {
+	limits := brisk(func(l *Limits) {
+		l.PowerOn = time.Second
+		l.PollPower, l.PollStart, l.PollInstall = 20*time.Millisecond, 20*time.Millisecond, 40*time.Millisecond
+	})
 	for name, c := range map[string]struct {
 		killed bool // nothing of it runs on; else it hands over
 		all    bool // the successor is told all that was kept, not only what was surely delivered
@@ -301,7 +306,7 @@ func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for n := 1; ; n++ {
-				l := newLab(t, xcatmn.Works, brisk(func(l *Limits) { l.PowerOn = time.Second }), func(o *xcatmn.Options) {
+				l := newLab(t, xcatmn.Works, limits, func(o *xcatmn.Options) {
 					o.Speed = 6000
 					if c.on {
 						o.Nodes[0].Disk, o.Nodes[0].On = alma, true
@@ -335,7 +340,7 @@ func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T
 					return
 				}
 				if err != nil {
-					l.module = l.worker(brisk(func(l *Limits) { l.PowerOn = time.Second }))
+					l.module = l.worker(limits)
 					_, err = l.load(1, report.successor(c.all))
 				}
 				story := strings.Join(l.mn.History(), "\n")

@@ -158,7 +158,7 @@ func loadsByTools(t *testing.T, reach func(*testing.T, *xcatd.Tools) *xcatd.Tool
 	} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
-			limits := brisk(func(l *Limits) { l.PollStart, l.PollInstall = 100*time.Millisecond, 100*time.Millisecond })
+			limits := brisk(func(l *Limits) { l.PollStart, l.PollInstall = 500*time.Millisecond, 500*time.Millisecond })
 			l := newLab(t, mode, limits, func(o *xcatmn.Options) { o.Speed = 120 })
 			l.by(reach(t, l.tools()), limits)
 			require.NoError(t, l.module.Check(t.Context()))
