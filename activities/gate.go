@@ -30,7 +30,7 @@ const (
 type GateTicket struct {
 	Workflow string `json:"workflow"`
 	Run      string `json:"run"`
-	Activity string `json:"activity"` // the phase's activity: the ticket is over when the workflow has none such pending
+	Activity string `json:"activity"` // the phase's activity: the ticket is over when the workflow has neither it nor Abort pending
 }
 
 // GateRequest asks for places inside, in this order.
@@ -55,19 +55,38 @@ func (p *phase) enter() func(context.Context, string, int, func(int)) (func(), e
 		return nil
 	}
 	return func(ctx context.Context, name string, capacity int, waiting func(place int)) (func(), error) {
-		ticket := GateTicket{Workflow: p.info.WorkflowExecution.ID, Run: p.info.WorkflowExecution.RunID, Activity: p.info.ActivityType.Name}
+		ticket := p.ticket(p.info.ActivityType.Name)
 		leave := func() {
 			// Who hands over keeps the place for its successor.
 			if !provisioners.HandedOver(ctx) {
 				leaveGate(ctx, p.options.Client, GateID(name), ticket)
 			}
 		}
-		if err := p.gates.wait(ctx, GateID(name), ticket, capacity, waiting); err != nil {
-			leave()
+		inLine, err := p.gates.wait(ctx, GateID(name), ticket, capacity, waiting)
+		if err != nil {
+			// A ticket that may have been inside before stays there: what it has begun may still stand.
+			if inLine {
+				leave()
+			}
 			return nil, err
 		}
 		return leave, nil
 	}
+}
+
+// leave is provisioners.Request.Leave for a phase.
+func (p *phase) leave() func(context.Context, string) {
+	if p.options.Client == nil {
+		return nil
+	}
+	return func(ctx context.Context, name string) {
+		leaveGate(ctx, p.options.Client, GateID(name), p.ticket(LoadName))
+	}
+}
+
+// ticket returns this reservation's ticket for a phase's activity.
+func (p *phase) ticket(activity string) GateTicket {
+	return GateTicket{Workflow: p.info.WorkflowExecution.ID, Run: p.info.WorkflowExecution.RunID, Activity: activity}
 }
 
 // leaveGate gives a place up. What is lost here the gate finds out by itself once the phase is over.
@@ -77,7 +96,8 @@ func leaveGate(ctx context.Context, c client.Client, id string, ticket GateTicke
 	_ = c.SignalWorkflow(ctx, id, "", GateLeave, ticket)
 }
 
-// GateOver returns those of the tickets whose phase is over: their workflow is, or it has no such activity pending.
+// GateOver returns those of the tickets whose phase is over: their workflow is, or it has no such activity pending. A ticket whose
+// workflow is just deciding what comes next, or removes what the phase left, is not over.
 func (a *Activities) GateOver(ctx context.Context, tickets []GateTicket) ([]GateTicket, error) {
 	var over []GateTicket
 	for _, ticket := range tickets {
@@ -90,11 +110,12 @@ func (a *Activities) GateOver(ctx context.Context, tickets []GateTicket) ([]Gate
 		case err != nil:
 			return nil, fmt.Errorf("look at %s: %w", ticket.Workflow, err)
 		}
-		pending := false
+		held := described.GetPendingWorkflowTask() != nil
 		for _, one := range described.GetPendingActivities() {
-			pending = pending || one.GetActivityType().GetName() == ticket.Activity
+			name := one.GetActivityType().GetName()
+			held = held || name == ticket.Activity || name == AbortName
 		}
-		if !pending || described.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
+		if !held || described.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
 			over = append(over, ticket)
 		}
 	}

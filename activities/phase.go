@@ -282,7 +282,7 @@ func (p *phase) Confirm(ctx context.Context) error {
 func (p *phase) provisioning() provisioners.Request {
 	return provisioners.Request{
 		Reservation: p.request.Reservation, Mark: p.request.Mark, Attempt: p.request.Attempt,
-		Deadline: p.deadline, Limit: p.request.Limit.Std(), Enter: p.enter(),
+		Deadline: p.deadline, Limit: p.request.Limit.Std(), Enter: p.enter(), Leave: p.leave(),
 	}
 }
 

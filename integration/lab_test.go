@@ -165,6 +165,7 @@ type workerOptions struct {
 	env      []string
 	temporal string // where Temporal is; "" is the server itself
 	plain    bool   // without the race detector, in any case: it starts sooner
+	program  string // another one than this version's
 }
 
 // startWorker starts a worker and returns once it serves.
@@ -176,6 +177,9 @@ func (w *world) startWorker(t *testing.T, name string, o workerOptions) *workerP
 	program := w.watched
 	if o.plain {
 		program = w.plain
+	}
+	if o.program != "" {
+		program = o.program
 	}
 	w.starting <- struct{}{}
 	defer func() { <-w.starting }()

@@ -77,7 +77,8 @@ func TestBerthOneByOne(t *testing.T) {
 		{"Temporal's server and the workflows' worker are killed", testTemporalKilled},
 		{"clones of several workers in one vCenter", testCloneLimit},
 		{"physical nodes and their faults", testMetalFaults},
-		{"a worker killed while its node installs", testMetalKilled},
+		{"a worker killed, and a load cancelled, while its node installs", testMetalStopped},
+		{"workers of two versions", testVersions},
 		{"forty nodes through a gate for ten", testMetalThrottle},
 	} {
 		t.Run(one.name, func(t *testing.T) { one.run(t, w) })

@@ -3,12 +3,15 @@ package integration
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/temporal"
 
+	"berth/activities"
 	"berth/internal/catalog"
 	"berth/internal/hold"
 	"berth/internal/simsite"
@@ -41,11 +44,16 @@ func (w *world) newMetal(t *testing.T, name string, speed float64, installs int,
 	return &metalLab{lab: &lab{world: w, name: name, site: site, catalog: site.catalog}, nodes: nodes}
 }
 
-func (l *metalLab) worker(t *testing.T) *workerProcess {
+func (l *metalLab) worker(t *testing.T, o ...workerOptions) *workerProcess {
 	t.Helper()
 	l.workers++
-	return l.world.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), workerOptions{plain: true, env: []string{"BERTH_WORKFLOWS=false",
-		"BERTH_PROVISIONERS=xcat", "BERTH_CATALOG=" + l.catalog, "BERTH_SITES=" + l.name}})
+	options := workerOptions{plain: true}
+	if len(o) > 0 {
+		options = o[0]
+		options.plain = true
+	}
+	options.env = append([]string{"BERTH_WORKFLOWS=false", "BERTH_PROVISIONERS=xcat", "BERTH_CATALOG=" + l.catalog, "BERTH_SITES=" + l.name}, options.env...)
+	return l.world.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), options)
 }
 
 func (l *metalLab) reserve(t *testing.T, node string) *booking {
@@ -89,8 +97,18 @@ func (l *metalLab) handedBack(t *testing.T, b *booking) {
 func testMetalFaults(t *testing.T, w *world) {
 	node := func(name string, mode xcatmn.Mode) simsite.Node { return simsite.Node{Name: name, Mode: mode} }
 	l := w.newMetal(t, "metal-faults", fast, 0, map[string]string{"start_limit": "5s", "no_progress": "5s"},
-		node("metal-1", xcatmn.Works), node("metal-2", xcatmn.NeverCallsBack), node("metal-3", xcatmn.PXELostTwice), node("metal-4", xcatmn.BMCDead))
+		node("metal-1", xcatmn.Works), node("metal-2", xcatmn.NeverCallsBack), node("metal-3", xcatmn.PXELostTwice), node("metal-4", xcatmn.BMCDead),
+		node("metal-6", xcatmn.OwnHostKeys))
 	l.worker(t)
+	var mu sync.Mutex
+	keys := map[string]string{} // the host keys that were pinned, by node
+	t.Cleanup(func() {
+		if len(keys) < 4 {
+			return // one of them has failed, or was not asked for
+		}
+		require.Equal(t, keys["metal-1"], keys["metal-2"], "xCAT's shared host key")
+		require.NotEqual(t, keys["metal-1"], keys["metal-6"], "one of its own")
+	})
 	for name, c := range map[string]struct {
 		node, want string
 		attempts   int
@@ -98,6 +116,7 @@ func testMetalFaults(t *testing.T, w *world) {
 	}{
 		"one that works":             {"metal-1", "load done, post-load done", 1, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
 		"one that never calls back":  {"metal-2", "load done, post-load done", 1, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		"one with its own host keys": {"metal-6", "load done, post-load done", 1, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
 		"the second attempt is seen": {"metal-3", "load reload, load done, post-load done", 2, xcatmn.Counts{PowerOns: 1, PowerOffs: 0, Resets: 2, Nodesets: 2, Installs: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -107,9 +126,24 @@ func testMetalFaults(t *testing.T, w *world) {
 			require.Equal(t, c.want, phases(status))
 			require.Equal(t, c.attempts, status.Attempt.Number)
 			require.Equal(t, c.counts, l.node(t, c.node).Counts)
+			mu.Lock()
+			keys[c.node] = status.HostKey
+			mu.Unlock()
 			l.handedBack(t, b)
 		})
 	}
+	t.Run("xcatd restarts in the middle", func(t *testing.T) {
+		t.Parallel()
+		l := w.newMetal(t, "metal-restarts", fast, 0, nil, node("metal-7", xcatmn.Restarts))
+		l.worker(t)
+		b := l.reserve(t, "metal-7")
+		status := l.loaded(t, b)
+		require.Equal(t, "load done, post-load done", phases(status))
+		require.Equal(t, 1, status.Attempt.Number)
+		require.GreaterOrEqual(t, status.Phases[0].Lost, 2, "the answers to nodeset and to rpower were lost")
+		require.Equal(t, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, l.node(t, "metal-7").Counts)
+		l.handedBack(t, b)
+	})
 	t.Run("a BMC that is dead", func(t *testing.T) {
 		t.Parallel()
 		b := l.reserve(t, "metal-4")
@@ -138,17 +172,70 @@ func testMetalFaults(t *testing.T, w *world) {
 	})
 }
 
-// A worker is killed while its node installs: another one goes on, with what was begun.
+// A load that is cancelled keeps its slot until its node is disarmed: nobody else is armed before.
+func testMetalSlots(t *testing.T, w *world) {
+	// Each command for the first node takes half a second, so its clean-up takes a while; the second one's are quick.
+	l := w.newMetal(t, "metal-slots", 2*slowly, 1, nil, simsite.Node{Name: "slots-1", Mode: xcatmn.Slow}, simsite.Node{Name: "slots-2"})
+	l.worker(t)
+	first := l.reserve(t, "slots-1")
+	first.atStage(t, reservation.PhaseLoad, "install")
+	second := l.reserve(t, "slots-2")
+	second.atStage(t, reservation.PhaseLoad, "wait for a slot")
+	require.NoError(t, w.client.CancelWorkflow(t.Context(), first.run.GetID(), first.run.GetRunID()))
+	status, err := first.result(t)
+	require.ErrorAs(t, err, new(*temporal.CanceledError))
+	require.Equal(t, "load, clean done", phases(status))
+	clean := status.Phases[1]
+	left := l.left(t)
+	require.Len(t, left, 1)
+	require.WithinRange(t, left[0], clean.Began, clean.Ended, "the slot is given up by the clean-up, and not before")
+	l.loaded(t, second)
+	require.Equal(t, 1, l.site.status(t).Metal.MostArmed)
+	l.handedBack(t, second)
+}
+
+// left returns when slots of the management node's gate were given up, as its history has it.
+func (l *metalLab) left(t *testing.T) []time.Time {
+	t.Helper()
+	var all []time.Time
+	events := l.world.client.GetWorkflowHistory(t.Context(), activities.GateID(xcat.Type+"/"+l.name), "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+	for events.HasNext() {
+		event, err := events.Next()
+		require.NoError(t, err)
+		if event.GetWorkflowExecutionSignaledEventAttributes().GetSignalName() == activities.GateLeave {
+			all = append(all, event.GetEventTime().AsTime())
+		}
+	}
+	return all
+}
+
+func testMetalStopped(t *testing.T, w *world) {
+	t.Run("a worker killed", func(t *testing.T) { t.Parallel(); testMetalKilled(t, w) })
+	t.Run("a load cancelled", func(t *testing.T) { t.Parallel(); testMetalSlots(t, w) })
+}
+
+// A worker is killed in each stage of a load: another one goes on, with what was begun. In the stages that are over in a moment
+// each command takes a second. xcatd goes on with a command whose client is gone.
 func testMetalKilled(t *testing.T, w *world) {
-	for stage, phase := range map[string]reservation.Phase{"wait for installer": reservation.PhaseLoad, "install": reservation.PhaseLoad,
-		"settle": reservation.PhasePostLoad} {
-		t.Run(stage, func(t *testing.T) {
+	for _, c := range []struct {
+		phase reservation.Phase
+		stage string
+		mode  xcatmn.Mode
+	}{
+		{reservation.PhaseLoad, "check", xcatmn.Slow},
+		{reservation.PhaseLoad, "arm", xcatmn.Slow},
+		{reservation.PhaseLoad, "power on", xcatmn.Slow},
+		{reservation.PhaseLoad, "wait for installer", xcatmn.Works},
+		{reservation.PhaseLoad, "install", xcatmn.Works},
+		{reservation.PhasePostLoad, "settle", xcatmn.Works},
+	} {
+		t.Run(c.stage, func(t *testing.T) {
 			t.Parallel()
-			name := "metal-kill-" + slug(stage)
-			l := w.newMetal(t, name, slowly, 0, nil, simsite.Node{Name: name})
+			name := "metal-kill-" + slug(c.stage)
+			l := w.newMetal(t, name, slowly, 0, nil, simsite.Node{Name: name, Mode: c.mode})
 			victim := l.worker(t)
 			b := l.reserve(t, name)
-			b.atStage(t, phase, stage)
+			b.atStage(t, c.phase, c.stage)
 			victim.Kill()
 			successor := l.worker(t)
 			status := l.loaded(t, b)
@@ -159,6 +246,30 @@ func testMetalKilled(t *testing.T, w *world) {
 			l.handedBack(t, b)
 		})
 	}
+	t.Run("wait for a slot", func(t *testing.T) {
+		t.Parallel()
+		l := w.newMetal(t, "metal-kill-slot", slowly, 1, nil, simsite.Node{Name: "kill-slot-1"}, simsite.Node{Name: "kill-slot-2"}, simsite.Node{Name: "kill-slot-3"})
+		victim := l.worker(t)
+		var all []*booking
+		for n, node := range l.nodes { // one after the other, so that the line's order is known
+			all = append(all, l.reserve(t, node.Name))
+			all[n].atStage(t, reservation.PhaseLoad, []string{"wait for installer", "wait for a slot", "wait for a slot"}[n])
+		}
+		victim.Kill()
+		l.worker(t)
+		var loaded []time.Time
+		for _, b := range all {
+			status := l.loaded(t, b)
+			require.Equal(t, 1, status.Attempt.Number)
+			require.Equal(t, xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, l.node(t, b.computer).Counts)
+			loaded = append(loaded, status.Phases[0].Ended)
+		}
+		require.True(t, slices.IsSortedFunc(loaded, time.Time.Compare), "the line is kept: %v", loaded)
+		require.Equal(t, 1, l.site.status(t).Metal.MostArmed)
+		for _, b := range all {
+			l.handedBack(t, b)
+		}
+	})
 }
 
 // Forty nodes go through a gate for ten, over two workers: never more than ten are armed, whoever came first goes first.

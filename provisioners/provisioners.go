@@ -8,6 +8,7 @@ package provisioners
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -24,10 +25,14 @@ type Request struct {
 	Limit       time.Duration       // the whole limit, for texts such as "412 s of 1860 s"
 	// Enter waits for a slot at a gate: at most capacity loads are inside a gate of one name at once, over all workers, first
 	// come first served. Name the gate after the control plane. waiting is called with the place in line, from 1, whenever it
-	// is another one. Call leave when the slot is no longer needed, whatever ended the load: where this worker hands over it does
-	// nothing, and who goes on gets the same slot. A load that is over without a word loses it by itself. The error is the context's, or says why there is no gate: a
-	// fault. It is nil in tests without a server.
+	// is another one. Call leave once nothing of what the slot is for runs or stands any more; where this worker hands over it
+	// does nothing, and who goes on gets the same slot. A try that ends without it keeps the slot for the phase's next try, and
+	// for the Abort that removes what it left. A phase that is over without a word loses it by itself. The error is the
+	// context's, or says why there is no gate: a fault. It is nil in tests without a server.
 	Enter func(ctx context.Context, name string, capacity int, waiting func(place int)) (leave func(), err error)
+	// Leave gives up the slot that a Load of this reservation has kept at a gate. It may be called again, and where no slot is
+	// held. It is nil in tests without a server.
+	Leave func(ctx context.Context, name string)
 }
 
 // Loaded is what a finished Load tells.
@@ -84,6 +89,23 @@ type Checker interface {
 type Validator interface {
 	ValidateSource(source map[string]string) error
 	ValidatePlacement(placement map[string]string) error
+}
+
+// SiteOf returns what serves a computer among a module's sites by name: the site that it names, or the only one. Its error is a
+// verdict: fail.
+func SiteOf[T any](sites map[string]T, computer reservation.Computer) (T, error) {
+	if site, ok := sites[computer.Site]; ok {
+		return site, nil
+	}
+	if computer.Site == "" && len(sites) == 1 {
+		for _, site := range sites {
+			return site, nil
+		}
+	}
+	var none T
+	return none, reservation.Fail("computer "+computer.Name+" cannot be reached from this worker", &reservation.FieldError{
+		Field: "computer.site", Value: computer.Site,
+		Remedy: "write a site that this worker serves: " + strings.Join(slices.Sorted(maps.Keys(sites)), ", ")})
 }
 
 // Registry finds the module of a provisioner type. The zero value is an empty registry.

@@ -304,3 +304,106 @@ func TestGateOnARealServer(t *testing.T) {
 		writeHistory(t, c, activities.GateID("crowd"), "", "gate")
 	}
 }
+
+// keeper is a provisioner whose loads keep their slot when they are cancelled, until Abort has removed what they left.
+type keeper struct {
+	crowd
+	cleaning chan struct{} // closed when Abort has begun
+	clean    chan struct{} // closed when it may end
+}
+
+func (k *keeper) Load(ctx context.Context, r provisioners.Request, report reservation.Reporter) (provisioners.Loaded, error) {
+	leave, err := r.Enter(ctx, "keeper", k.capacity, func(place int) { report.Stage("wait for a slot", fmt.Sprintf("number %d in line", place)) })
+	if err != nil {
+		return provisioners.Loaded{}, err
+	}
+	report.Stage("install", "")
+	select {
+	case <-k.hold(r.Reservation.Computer.Name):
+		leave()
+		return provisioners.Loaded{}, nil
+	case <-ctx.Done():
+		return provisioners.Loaded{}, ctx.Err()
+	}
+}
+
+func (k *keeper) Abort(ctx context.Context, r provisioners.Request, _ reservation.Reporter) error {
+	close(k.cleaning)
+	select {
+	case <-k.clean:
+		r.Leave(ctx, "keeper")
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// A load that is cancelled inside a gate is not over for the gate before its Abort is: who is next comes in then, and no sweep
+// lets it in before.
+func TestACancelledLoadKeepsItsSlotUntilItIsCleaned(t *testing.T) {
+	t.Parallel()
+	server := devservertest.Start(t, devserver.Options{SearchAttributes: attributeTypes()})
+	c, err := client.Dial(client.Options{HostPort: server.Address, Namespace: server.Namespace, Logger: quiet{}})
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	const provisionerType = "keeper"
+	free := map[string]chan struct{}{"keeper-1": make(chan struct{}), "keeper-2": make(chan struct{})}
+	module := &keeper{crowd: crowd{capacity: 1, hold: func(name string) <-chan struct{} { return free[name] }},
+		cleaning: make(chan struct{}), clean: make(chan struct{})}
+	acts := activities.New(activities.Options{
+		Provisioners: provisioners.NewRegistry(map[string]provisioners.Provisioner{provisionerType: module}),
+		OSModules:    osmodules.NewRegistry(map[reservation.OSFamily]osmodules.Module{reservation.Linux: &scripted.OSModule{}}),
+		Client:       c,
+	})
+	w := worker.New(c, activities.WorkflowQueue, worker.Options{})
+	workflows.Register(w)
+	acts.RegisterOnWorkflowQueue(w)
+	require.NoError(t, w.Start())
+	t.Cleanup(w.Stop)
+	loader := worker.New(c, activities.Queue(provisionerType, ""), worker.Options{DisableWorkflowWorker: true})
+	acts.Register(loader)
+	require.NoError(t, loader.Start())
+	t.Cleanup(loader.Stop)
+
+	reserve := func(name string) (client.WorkflowRun, activities.GateTicket) {
+		r := scripted.Reservation("web-"+name, name, provisionerType)
+		r.End = time.Now().Add(time.Hour)
+		run, err := hold.Start(t.Context(), c, r)
+		require.NoError(t, err)
+		return run, activities.GateTicket{Workflow: run.GetID(), Run: run.GetRunID(), Activity: activities.LoadName}
+	}
+	place := func(ticket activities.GateTicket) int {
+		answer, err := c.QueryWorkflow(t.Context(), activities.GateID("keeper"), "", activities.GatePlaces, []activities.GateTicket{ticket})
+		if err != nil {
+			return activities.GateUnknown
+		}
+		var places []int
+		require.NoError(t, answer.Get(&places))
+		return places[0]
+	}
+	first, inside := reserve("keeper-1")
+	require.Eventually(t, func() bool { return place(inside) == 0 }, 2*time.Minute, 20*time.Millisecond)
+	second, next := reserve("keeper-2")
+	require.Eventually(t, func() bool { return place(next) == 1 }, 2*time.Minute, 20*time.Millisecond)
+	require.NoError(t, c.CancelWorkflow(t.Context(), first.GetID(), first.GetRunID()))
+	select {
+	case <-module.cleaning:
+	case <-time.After(2 * time.Minute):
+		require.FailNow(t, "the load is not cleaned")
+	}
+	over, err := acts.GateOver(t.Context(), []activities.GateTicket{inside, next})
+	require.NoError(t, err)
+	require.Empty(t, over)
+	require.Equal(t, []int{0, 1}, []int{place(inside), place(next)})
+	close(module.clean)
+	require.Eventually(t, func() bool { return place(next) == 0 }, 2*time.Minute, 20*time.Millisecond)
+	require.Equal(t, activities.GateUnknown, place(inside))
+	require.Error(t, first.Get(t.Context(), nil))
+	over, err = acts.GateOver(t.Context(), []activities.GateTicket{inside})
+	require.NoError(t, err)
+	require.Equal(t, []activities.GateTicket{inside}, over)
+	close(free["keeper-2"])
+	require.Eventually(t, func() bool { return place(next) == activities.GateUnknown }, 2*time.Minute, 20*time.Millisecond)
+	require.NoError(t, c.SignalWorkflow(t.Context(), second.GetID(), second.GetRunID(), workflows.ReleaseSignal, nil))
+	require.NoError(t, second.Get(t.Context(), nil))
+}

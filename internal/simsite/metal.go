@@ -128,7 +128,7 @@ func (s *Site) startMetal(ctx context.Context, script Metal, base netip.Addr) er
 		n := &node{Node: one, address: base.String()}
 		m.nodes[one.Name] = n
 		options.Nodes = append(options.Nodes, xcatmn.Node{Name: one.Name, Address: n.address, Mode: one.Mode, MAC: m.mac(n),
-			OS: func(osimage string) func() { return m.boot(n, osimage) }})
+			OS: func(boot xcatmn.Boot) func() { return m.boot(n, boot) }})
 	}
 	s.metal = m // before any node can boot
 	manager, err := xcatmn.Start(ctx, options)
@@ -154,7 +154,7 @@ func (m *metal) mac(n *node) string {
 }
 
 // boot starts what is on a node's disk and returns what cuts its power. Each install makes a system of its own.
-func (m *metal) boot(n *node, osimage string) (stop func()) {
+func (m *metal) boot(n *node, boot xcatmn.Boot) (stop func()) {
 	installs := m.manager.Counts(n.Name).Installs
 	s := m.site
 	s.mu.Lock()
@@ -162,13 +162,17 @@ func (m *metal) boot(n *node, osimage string) (stop func()) {
 	if g == nil || installs != n.installs {
 		number := s.loads[n.Name]
 		s.loads[n.Name]++
-		g = &guest{site: s, name: n.Name, address: netip.AddrPortFrom(netip.MustParseAddr(n.address), metalSSHPort).String(), image: m.images[osimage],
+		g = &guest{site: s, name: n.Name, address: netip.AddrPortFrom(netip.MustParseAddr(n.address), metalSSHPort).String(), image: m.images[boot.OSImage],
 			load: &load{number: number, behaviours: n.Behaviours, defaults: s.script.Defaults},
 			off:  func() error { return m.manager.PowerOff(n.Name) }}
 		n.guest, n.installs = g, installs
 	}
 	s.mu.Unlock()
-	g.powerOn(hardware{macs: []string{m.mac(n)}})
+	h := hardware{macs: []string{m.mac(n)}}
+	if g.image != nil && g.image.windows == nil { // xCAT gives its shared key to Linux
+		h.hostKey = string(boot.HostKey)
+	}
+	g.powerOn(h)
 	return g.powerOff
 }
 

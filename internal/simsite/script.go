@@ -22,24 +22,19 @@ import (
 )
 
 // Duration is a duration as scripts write it: "20s".
-type Duration time.Duration
+type Duration reservation.Duration
 
 // Std returns d as the standard library's type.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
 func (d Duration) String() string { return time.Duration(d).String() }
 
-// MarshalText writes d as time.Duration.String does.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+// MarshalText writes d as reservation.Duration does.
+func (d Duration) MarshalText() ([]byte, error) { return reservation.Duration(d).MarshalText() }
 
-// UnmarshalText reads what time.ParseDuration reads.
+// UnmarshalText reads what reservation.Duration reads.
 func (d *Duration) UnmarshalText(text []byte) error {
-	parsed, err := time.ParseDuration(string(text))
-	if err != nil {
-		return fmt.Errorf("%q is not a duration: write a number with its unit, such as 300ms, 20s or 2m", text)
-	}
-	*d = Duration(parsed)
-	return nil
+	return (*reservation.Duration)(d).UnmarshalText(text)
 }
 
 // UnmarshalYAML does the same, and names the line.

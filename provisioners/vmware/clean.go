@@ -36,7 +36,7 @@ func (m *Module) Unload(ctx context.Context, request provisioners.Request, repor
 // take removes the computer's VM if it is of the request's reservation.
 func (m *Module) take(ctx context.Context, request provisioners.Request, report reservation.Reporter, unfinished bool) error {
 	err := func() error {
-		vc, err := m.site(request.Reservation.Computer)
+		vc, err := provisioners.SiteOf(m.vcenters, request.Reservation.Computer)
 		if err != nil {
 			return err
 		}
@@ -156,7 +156,7 @@ func (m *Module) AfterResponse(ctx context.Context, request provisioners.Request
 
 // own returns the computer's VM if it is of the request's reservation and attempt.
 func (m *Module) own(ctx context.Context, request provisioners.Request) (*vcenter, *machine, error) {
-	vc, err := m.site(request.Reservation.Computer)
+	vc, err := provisioners.SiteOf(m.vcenters, request.Reservation.Computer)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -67,7 +67,7 @@ func (m *Module) Load(ctx context.Context, request provisioners.Request, report 
 
 func (m *Module) load(ctx context.Context, request provisioners.Request, report reservation.Reporter) (provisioners.Loaded, error) {
 	computer, image := request.Reservation.Computer, request.Reservation.Image
-	vc, err := m.site(computer)
+	vc, err := provisioners.SiteOf(m.vcenters, computer)
 	if err != nil {
 		return provisioners.Loaded{}, err
 	}

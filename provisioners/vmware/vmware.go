@@ -141,20 +141,6 @@ func (m *Module) sites() []string {
 	return names
 }
 
-// site returns the vCenter of a computer: the one that it names, or the only one.
-func (m *Module) site(computer reservation.Computer) (*vcenter, error) {
-	if vc, ok := m.vcenters[computer.Site]; ok {
-		return vc, nil
-	}
-	if computer.Site == "" && len(m.vcenters) == 1 {
-		for _, vc := range m.vcenters {
-			return vc, nil
-		}
-	}
-	return nil, reservation.Fail("computer "+computer.Name+" cannot be reached from this worker", &reservation.FieldError{
-		Field: "computer.site", Value: computer.Site, Remedy: "write a site that this worker serves: " + strings.Join(m.sites(), ", ")})
-}
-
 // What an image's source and a computer's placement may hold.
 const (
 	sourceTemplate = "template" // name or inventory path of the VM or template to clone

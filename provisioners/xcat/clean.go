@@ -11,9 +11,15 @@ import (
 )
 
 // Abort is part of provisioners.Aborter. The node is disarmed: it boots from its disk, whatever is on it. Its power is left
-// as it is.
+// as it is. The slot that the load has kept is given up then.
 func (m *Module) Abort(ctx context.Context, request provisioners.Request, report reservation.Reporter) error {
-	return m.take(ctx, request, report, false)
+	err := m.take(ctx, request, report, false)
+	if err == nil && request.Leave != nil {
+		if mn, err := provisioners.SiteOf(m.nodes, request.Reservation.Computer); err == nil {
+			request.Leave(ctx, mn.gate())
+		}
+	}
+	return err
 }
 
 // Unload is part of provisioners.Unloader. The node is disarmed and powered off.
@@ -29,7 +35,7 @@ func (m *Module) take(ctx context.Context, request provisioners.Request, report 
 			return err
 		}
 		report.Stage("look up", n.node+" at site "+n.name)
-		v, err := n.look(ctx)
+		v, err := n.fresh(ctx)
 		if xcatd.KindOf(err) == xcatd.UnknownNode {
 			n.log.Warn().Err(err).Msg("nothing to disarm")
 			return nil

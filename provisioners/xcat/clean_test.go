@@ -78,7 +78,7 @@ func TestWhatIsNotOursIsLeftAlone(t *testing.T) {
 		"another reservation's":        func(f *fake) { f.nodes["n01"].comment = "[berth r2/run-1/1 " + osimage + "]" },
 		"the same name's, another run": func(f *fake) { f.nodes["n01"].comment = "[berth r1/run-2/1 " + osimage + "]" },
 		"nobody's":                     func(f *fake) { f.nodes["n01"].comment = "rack 7" },
-		"somebody has armed it":        func(f *fake) { f.nodes["n01"].arm("alma9-x86_64-install-compute") },
+		"somebody has armed it":        func(f *fake) { f.nodes["n01"].arm(alma) },
 		"it is no node any more":       func(f *fake) { delete(f.nodes, "n01") },
 	} {
 		f := mid()
@@ -115,7 +115,7 @@ func TestPowerReset(t *testing.T) {
 		"off":                   {func(f *fake) { f.nodes["n01"].on = false }, reservation.VerdictDone, 1},
 		"another reservation's": {func(f *fake) { f.nodes["n01"].comment = "[berth r2/run-1/1 " + osimage + "]" }, reservation.VerdictFail, 0},
 		"armed":                 {func(f *fake) { f.nodes["n01"].arm(osimage) }, reservation.VerdictReload, 0},
-		"armed by somebody":     {func(f *fake) { f.nodes["n01"].arm("alma9-x86_64-install-compute") }, reservation.VerdictFail, 0},
+		"armed by somebody":     {func(f *fake) { f.nodes["n01"].arm(alma) }, reservation.VerdictFail, 0},
 	} {
 		f := mid()
 		f.nodes["n01"].state = stateBoot
@@ -221,8 +221,52 @@ func TestTheInstallerIsAskedOnItsPorts(t *testing.T) {
 	}
 }
 
-// The loads of the transcripts, with a second of theirs as a minute, end as they should.
-func TestTheTranscriptsLoadsAreJudged(t *testing.T) {
+// look is one line of a load's transcript: what nodestat, lsdef and the status told then.
+type look struct {
+	after                   time.Duration
+	services, state, status string
+}
+
+// looks reads the lines of a transcript, with a second of theirs as two minutes.
+func looks(t *testing.T, file string) []look {
+	text, err := os.ReadFile(filepath.Join("xcatd", "testdata", file))
+	require.NoError(t, err)
+	var all []look
+	for line := range strings.Lines(string(text)) {
+		at, rest, ok := strings.Cut(line, "s nodestat=[")
+		if !ok || at[0] != '+' {
+			continue
+		}
+		after, err := time.ParseDuration(at[1:] + "m")
+		require.NoError(t, err)
+		_, rest, _ = strings.Cut(rest, ": ")
+		services, rest, _ := strings.Cut(rest, " ] currstate=")
+		state, status, _ := strings.Cut(strings.TrimSpace(rest), " status=")
+		after *= 2
+		if n := len(all); n > 0 && after <= all[n-1].after { // two looks in one second
+			after = all[n-1].after + time.Minute
+		}
+		all = append(all, look{after, services, state, status})
+	}
+	require.NotEmpty(t, all, file)
+	return all
+}
+
+// apply makes a node look so.
+func (l look) apply(n *fakeNode) {
+	n.services, n.line, n.state = l.services, "", l.state
+	if strings.HasPrefix(l.services, "installing") {
+		n.line = l.services
+	}
+	if l.status == "" {
+		n.status = ""
+	} else if l.status != n.status {
+		n.set(l.status)
+	}
+}
+
+// The loads of the transcripts, line by line: what a load shows at each look, when it is over, and its verdict.
+func TestTheTranscriptsLoadsAreFollowedLineByLine(t *testing.T) {
 	for file, want := range map[string]reservation.Verdict{
 		"06-load-ok-rinstall.txt": reservation.VerdictDone,
 		"07-load-hang.txt":        reservation.VerdictReload,
@@ -232,36 +276,52 @@ func TestTheTranscriptsLoadsAreJudged(t *testing.T) {
 		"13-load-ownkeys.txt":     reservation.VerdictDone,
 		"21-load-modern-3054.txt": reservation.VerdictDone,
 	} {
-		text, err := os.ReadFile(filepath.Join("xcatd", "testdata", file))
-		require.NoError(t, err)
-		var steps []step
-		for line := range strings.Lines(string(text)) {
-			at, rest, ok := strings.Cut(line, "s nodestat=[")
-			if !ok || at[0] != '+' {
-				continue
+		t.Run(file, func(t *testing.T) {
+			all := looks(t, file)
+			at := make([]time.Time, len(all))
+			var steps []step
+			for i, one := range all {
+				steps = append(steps, step{one.after, func(n *fakeNode) {
+					if at[i].IsZero() { // a second boot plays them once more
+						at[i] = time.Now()
+					}
+					one.apply(n)
+				}})
 			}
-			after, err := time.ParseDuration(at[1:] + "m")
-			require.NoError(t, err)
-			_, rest, _ = strings.Cut(rest, ": ")
-			services, rest, _ := strings.Cut(rest, " ] currstate=")
-			state, status, _ := strings.Cut(strings.TrimSpace(rest), " status=")
-			steps = append(steps, step{after, func(n *fakeNode) {
-				n.services, n.line, n.state = services, "", state
-				if strings.HasPrefix(services, "installing") {
-					n.line = services
+			f := newFake()
+			var ended time.Time
+			report, err := try(t, f, func(f *fake) { f.nodes["n01"].install = steps; f.end = func() { ended = time.Now() } },
+				source(sourceNoProgress, "20m")) // in one of them 8 seconds pass without a change
+			require.Equal(t, want, reservation.VerdictOf(err), "%v", err)
+			require.Equal(t, stateBoot, f.nodes["n01"].state)
+			news := "powering-on"
+			for i, one := range all {
+				if one.state == stateBoot {
+					// It is over when it has seen that, and the installer has let go of the node.
+					require.False(t, ended.Before(at[i]))
+					require.WithinRange(t, ended, at[i], at[i].Add(DefaultLimits().InstallerGone+3*DefaultLimits().PollInstall))
+					break
 				}
-				if status == "" {
-					n.status = ""
-				} else if status != n.status {
-					n.set(status)
+				if one.status != "" {
+					news = one.status
 				}
-			}})
-		}
-		require.NotEmpty(t, steps, file)
-		f := newFake()
-		_, err = try(t, f, func(f *fake) { f.nodes["n01"].install = steps })
-		require.Equal(t, want, reservation.VerdictOf(err), "%s: %v", file, err)
-		require.Equal(t, stateBoot, f.nodes["n01"].state, file)
+				shown := stageStart + ": " + news
+				switch {
+				case strings.HasPrefix(one.services, "installing"):
+					shown = stageInstall + ": " + one.services
+				case arms(one.services) && news == "powering-on":
+					shown = stageInstall + ": " + one.state
+				case arms(one.services):
+					shown = stageInstall + ": " + news
+				}
+				if one.status == "failed" {
+					require.WithinRange(t, ended, at[i], at[i].Add(2*DefaultLimits().PollInstall), "at once")
+					break
+				}
+				require.True(t, report.showed(shown, at[i], at[i].Add(2*DefaultLimits().PollInstall)), "look %d: %+v: %q is none of %q", i+1, one, shown, report.stages)
+				require.True(t, ended.After(at[i]), "it goes on")
+			}
+		})
 	}
 }
 

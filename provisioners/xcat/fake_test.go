@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,9 @@ type fake struct {
 	down     bool                            // xcatd does not answer
 	refuse   func(xcatd.Command) *xcatd.Line // an error to answer with
 	before   func(xcatd.Command)             // called before each command, without the lock
+	after    func(xcatd.Command)             // called after each command that was run, with the lock
+	takes    time.Duration                   // how long an answer takes
+	end      func()                          // called when try's load has ended
 	commands []string
 }
 
@@ -41,6 +45,8 @@ type fakeNode struct {
 	nodesets, boots, offs  int
 	generation             int // counts boots: what an earlier boot had planned does not happen
 	install                []step
+	told                   map[string]string // what lsdef tells until then, whatever is so
+	toldUntil              time.Time
 	lossy                  int  // reads of the status that come back blank, each second one
 	stuck                  bool // nothing that is written to the status can be read back
 }
@@ -112,6 +118,9 @@ func (f *fake) Run(ctx context.Context, command xcatd.Command) (xcatd.Answer, er
 	if before != nil {
 		before(command)
 	}
+	if f.takes > 0 {
+		_ = pause(ctx, f.takes)
+	}
 	if ctx.Err() != nil {
 		return xcatd.Answer{}, ctx.Err()
 	}
@@ -127,6 +136,9 @@ func (f *fake) Run(ctx context.Context, command xcatd.Command) (xcatd.Answer, er
 		}
 	}
 	lines, err := f.answer(command)
+	if f.after != nil {
+		f.after(command)
+	}
 	if err != "" {
 		return xcatd.Answer{Lines: []xcatd.Line{{Kind: xcatd.Failure, Text: err}}, Code: 1, Done: true}, nil
 	}
@@ -153,7 +165,9 @@ func (f *fake) answer(command xcatd.Command) (lines []xcatd.Line, err string) {
 		kind, name := command.Args[1], command.Args[3]
 		attributes := f.images[name]
 		if n := f.nodes[name]; kind == "node" && n != nil {
-			attributes = map[string]string{"mac": n.mac, "mgt": n.mgt, "arch": n.arch, "currstate": n.state, "provmethod": n.method}
+			if attributes = n.attributes(); time.Now().Before(n.toldUntil) {
+				attributes = n.told
+			}
 		}
 		if attributes == nil {
 			return nil, fmt.Sprintf("Could not find an object named '%s' of type '%s'.", name, kind)
@@ -214,6 +228,13 @@ func (f *fake) answer(command xcatd.Command) (lines []xcatd.Line, err string) {
 	}
 	return lines, ""
 }
+
+func (n *fakeNode) attributes() map[string]string {
+	return map[string]string{"mac": n.mac, "mgt": n.mgt, "arch": n.arch, "currstate": n.state, "provmethod": n.method}
+}
+
+// cache has lsdef tell for a while what is so now.
+func (n *fakeNode) cache(d time.Duration) { n.told, n.toldUntil = n.attributes(), time.Now().Add(d) }
 
 func (n *fakeNode) arm(image string) {
 	parts := strings.Split(image, "-")
@@ -326,10 +347,14 @@ func placement(key, value string) func(*provisioners.Request) {
 	return func(r *provisioners.Request) { r.Reservation.Computer.Placement = map[string]string{key: value} }
 }
 
-// reporter is a reservation.Reporter that remembers.
+// reporter is a reservation.Reporter that remembers, and that a test can look over the shoulder of.
 type reporter struct {
+	on func(call int) // called in each call, before anything is done; it may be nil
+
 	mu     sync.Mutex
+	calls  int
 	stages []string
+	at     []time.Time // when each was shown
 	kept   map[string]string
 	sure   map[string]string // what Confirm has delivered
 	lost   bool              // somebody else has taken over
@@ -337,15 +362,30 @@ type reporter struct {
 
 func newReporter() *reporter { return &reporter{kept: map[string]string{}, sure: map[string]string{}} }
 
+func (r *reporter) call() {
+	r.mu.Lock()
+	r.calls++
+	call := r.calls
+	r.mu.Unlock()
+	if r.on != nil {
+		r.on(call)
+	}
+}
+
+// freeze has the reporter deliver nothing more.
+func (r *reporter) freeze() { r.on = func(int) { runtime.Goexit() } }
+
 // Stage is part of reservation.Reporter.
 func (r *reporter) Stage(name, detail string) {
+	r.call()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stages = append(r.stages, strings.TrimSuffix(name+": "+detail, ": "))
+	r.stages, r.at = append(r.stages, strings.TrimSuffix(name+": "+detail, ": ")), append(r.at, time.Now())
 }
 
 // Keep is part of reservation.Reporter.
 func (r *reporter) Keep(key, value string) {
+	r.call()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.kept[key] = value
@@ -360,6 +400,7 @@ func (r *reporter) Kept(key string) string {
 
 // Confirm is part of reservation.Reporter.
 func (r *reporter) Confirm(ctx context.Context) error {
+	r.call()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.lost {
@@ -369,10 +410,23 @@ func (r *reporter) Confirm(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// saw says whether a stage, or its detail, has been shown.
 func (r *reporter) saw(text string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.ContainsFunc(r.stages, func(s string) bool { return strings.Contains(s, text) })
+}
+
+// showed says whether a stage was shown in a stretch of time.
+func (r *reporter) showed(stage string, from, to time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, one := range r.stages {
+		if one == stage && !r.at[i].Before(from) && !r.at[i].After(to) {
+			return true
+		}
+	}
+	return false
 }
 
 // successor returns the reporter of the worker that goes on: with all that was kept, or only what was surely delivered.

@@ -12,9 +12,12 @@ import (
 	"berth/reservation"
 )
 
+// stageKeys is the stage of the hook.
+const stageKeys = "host keys"
+
 // AfterResponse is part of provisioners.AfterResponder. Berth keeps host keys itself, so this does nothing unless the image
 // asks for the management node's known_hosts to be kept too: own has the node's old lines removed and its keys scanned on
-// the management node, shared writes xCAT's shared key there.
+// the management node, shared writes xCAT's shared key there. One node after the other does so, over all workers.
 func (m *Module) AfterResponse(ctx context.Context, request provisioners.Request, report reservation.Reporter) error {
 	keys := request.Reservation.Image.Sources[Type][sourceKnownHosts]
 	if keys == "" {
@@ -32,9 +35,16 @@ func (m *Module) AfterResponse(ctx context.Context, request provisioners.Request
 		if err != nil {
 			return err
 		}
-		n.keys.Lock()
-		defer n.keys.Unlock()
-		report.Stage("host keys", keys+", in the management node's known_hosts")
+		if request.Enter != nil {
+			leave, err := request.Enter(ctx, n.keysGate(), 1, func(place int) {
+				report.Stage(stageKeys, fmt.Sprintf("number %d in line for the management node's known_hosts", place))
+			})
+			if err != nil {
+				return err
+			}
+			defer leave()
+		}
+		report.Stage(stageKeys, keys+", in the management node's known_hosts")
 		if keys == hostKeysShared {
 			return n.client.ShareKnownHost(ctx, n.node)
 		}

@@ -21,9 +21,11 @@ const (
 	keptPowered   = "powered"    // when the node was seen powered on after it
 	keptStarted   = "started"    // when the first sign of the installer was seen since
 	keptChanged   = "changed"    // when something last changed, and what was seen then
+	keptLogin     = "login"      // since when a system answers by SSH, and no installer any more, while the node's state is install
 	keptInstall   = "installing" // the time of the status installing, by the management node's clock
 	keptRestarted = "restarted"  // the node was powered on again because nothing started
 	keptReset     = "reset"      // the node was reset because its installer hung
+	keptLeft      = "left"       // the node was reset because its installer did not let go of it
 )
 
 // The stages of a load.
@@ -45,9 +47,9 @@ type load struct {
 	*node
 	source  map[string]string
 	module  *Module
-	method  string // the osimage's provmethod
-	overall time.Time
-	armed   string
+	method  string    // the osimage's provmethod
+	began   time.Time // when it had its slot
+	overall time.Time // when it has to be loaded
 	powered time.Time
 	changed time.Time
 	seen    string
@@ -57,39 +59,67 @@ type load struct {
 // Load is part of provisioners.Provisioner. It installs the image's osimage on the computer's node and returns once the
 // node's provisioning state is boot and the node is powered on. Its stages are "wait for a slot", "check", "arm", "power on", "wait for
 // installer", "install" and "leave installer". When it ends in a verdict the node is disarmed; when it ends with its context
-// the workflow's Abort does that.
+// the workflow's Abort does that. The slot is given up when the node is no longer armed, and not before: a fault's next try gets
+// the same one, and Abort gives up what a cancelled load has kept.
 func (m *Module) Load(ctx context.Context, request provisioners.Request, report reservation.Reporter) (provisioners.Loaded, error) {
 	l, err := m.prepare(request, report)
 	if err != nil {
 		return provisioners.Loaded{}, err
 	}
-	leave, err := l.enter(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
+	leave := func() {}
+	if request.Enter != nil {
+		// A node is armed from here until its disk is loaded, and xcatd, DHCP and the installer's source serve only so many.
+		leave, err = request.Enter(ctx, l.gate(), l.installs, func(place int) {
+			report.Stage(stageSlot, fmt.Sprintf("number %d in line at management node %s, which installs %d at once", place, l.name, l.installs))
+		})
+		if err != nil {
+			return provisioners.Loaded{}, ended(ctx, err)
 		}
-		return provisioners.Loaded{}, err
 	}
-	defer leave()
-	err = l.run(ctx)
-	if err != nil && ctx.Err() != nil {
-		return provisioners.Loaded{}, ctx.Err()
-	}
-	if err = Classify(err); reservation.VerdictOf(err) == reservation.VerdictDone {
+	switch err = Classify(l.run(ctx)); {
+	case err == nil:
+		leave()
 		return provisioners.Loaded{Reference: l.name + "/" + l.node.node}, nil
+	case ctx.Err() != nil:
+		return provisioners.Loaded{}, ctx.Err()
+	case reservation.VerdictOf(err) == "":
+		return provisioners.Loaded{}, err // the same attempt goes on with the node as it is
 	}
-	return provisioners.Loaded{}, l.undo(ctx, err)
+	disarmed, err := l.undo(ctx, err)
+	if disarmed {
+		leave()
+	}
+	return provisioners.Loaded{}, err
 }
 
-// room waits, where the site says so, until nodes that others have armed leave room for this one.
-func (l *load) room(ctx context.Context) error {
-	if l.countArmed == "" || l.armed != "" {
-		return nil
+// armInTurn arms the node. Where the site says so it waits until nodes that others have armed leave room for it, one load after
+// the other: two that counted at once would both take the last place.
+func (l *load) armInTurn(ctx context.Context) error {
+	if l.countArmed == "" {
+		return l.arm(ctx)
 	}
+	if l.request.Enter != nil {
+		leave, err := l.request.Enter(ctx, l.armingGate(), 1, func(place int) {
+			l.report.Stage(stageSlot, fmt.Sprintf("number %d in line to be armed at management node %s, where others arm nodes too", place, l.name))
+		})
+		if err != nil {
+			return err
+		}
+		defer leave()
+	}
+	if err := l.room(ctx); err != nil {
+		return err
+	}
+	l.count(time.Now())
+	return l.arm(ctx)
+}
+
+// room waits until nodes that others have armed leave room for this one.
+func (l *load) room(ctx context.Context) error {
 	for {
 		states, err := l.client.States(ctx, l.countArmed)
 		if err != nil {
-			return Classify(err)
+			return err
 		}
 		armed := 0
 		for node, state := range states {
@@ -112,7 +142,8 @@ func (m *Module) prepare(request provisioners.Request, report reservation.Report
 	if err != nil {
 		return nil, err
 	}
-	l := &load{node: n, source: request.Reservation.Image.Sources[Type], module: m, armed: report.Kept(keptArmed)}
+	l := &load{node: n, source: request.Reservation.Image.Sources[Type], module: m}
+	l.armed = report.Kept(keptArmed)
 	if l.source[sourceKnownHosts] == hostKeysOwn && n.tools == nil {
 		return nil, reservation.Fail("image "+request.Reservation.Image.String()+" cannot be loaded at site "+n.name, &reservation.FieldError{
 			Field: "image.sources.xcat." + sourceKnownHosts, Value: hostKeysOwn, Remedy: "give the site tools: its keys are scanned on the management node"})
@@ -124,41 +155,33 @@ func (m *Module) prepare(request provisioners.Request, report reservation.Report
 	return l, nil
 }
 
-// enter waits for a slot at the management node's gate. The overall limit counts from then on.
-func (l *load) enter(ctx context.Context) (leave func(), err error) {
-	leave = func() {}
-	if l.request.Enter != nil {
-		// A node is armed from here until its disk is loaded, and xcatd, DHCP and the installer's source serve only so many.
-		leave, err = l.request.Enter(ctx, Type+"/"+l.name, l.installs, func(place int) {
-			l.report.Stage(stageSlot, fmt.Sprintf("number %d in line at management node %s, which installs %d at once", place, l.name, l.installs))
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	if err := l.room(ctx); err != nil {
-		leave()
-		return nil, err
-	}
+// begin takes up the clock of the overall limit, which counts from when the load has its slot.
+func (l *load) begin() {
 	began, err := time.Parse(time.RFC3339, l.report.Kept(keptBegan))
 	if err != nil {
 		began = time.Now()
-		l.report.Keep(keptBegan, began.Format(time.RFC3339))
 	}
-	l.overall = began.Add(l.limits.Overall)
+	l.count(began)
+}
+
+// count has the overall limit count from a time, and keeps that.
+func (l *load) count(from time.Time) {
+	l.began = from
+	l.report.Keep(keptBegan, from.Format(time.RFC3339))
+	l.overall = from.Add(l.limits.Overall)
 	// A short limit keeps less back: it has to be good for something.
 	if last := l.request.Deadline.Add(-min(reserve, l.request.Limit/10)); !l.request.Deadline.IsZero() && last.Before(l.overall) {
 		l.overall = last
 	}
-	return leave, nil
 }
 
 func (l *load) run(ctx context.Context) error {
+	l.begin()
 	if l.armed == "" {
 		if err := l.check(ctx); err != nil {
 			return err
 		}
-		if err := l.arm(ctx); err != nil {
+		if err := l.armInTurn(ctx); err != nil {
 			return err
 		}
 	}
@@ -171,29 +194,32 @@ func (l *load) run(ctx context.Context) error {
 	return l.leave(ctx)
 }
 
-// undo disarms the node after a verdict, unless it is somebody else's, and returns the verdict. A fault leaves it armed: the
-// same attempt goes on.
-func (l *load) undo(ctx context.Context, verdict error) error {
-	if reservation.VerdictOf(verdict) == "" || l.armed == "" || errors.As(verdict, new(*ForeignError)) {
-		return verdict
+// undo disarms the node after a verdict, unless it is somebody else's. It returns whether nothing of this load is armed any
+// more, and the verdict.
+func (l *load) undo(ctx context.Context, verdict error) (disarmed bool, _ error) {
+	if errors.As(verdict, new(*ForeignError)) {
+		return true, verdict
 	}
+	// A worker that was lost may have armed it without a word, so the node itself is asked.
 	v, err := l.guard(ctx)
-	if err == nil && v.state != stateBoot {
+	if err == nil && (arms(v.state) || l.armed != "" && v.state != stateBoot) {
 		err = l.disarm(ctx)
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		l.report.Keep(keptArmed, "")
-		return verdict
-	}
-	if errors.As(err, new(*ForeignError)) || errors.As(err, new(*LateError)) {
-		return verdict // it is armed for somebody else by now
+		return true, verdict
+	case errors.As(err, new(*ForeignError)), errors.As(err, new(*LateError)):
+		return true, verdict // it is not ours, or not any more
+	case l.armed == "":
+		return true, verdict // as far as we know nothing was ever armed, and what is wrong the verdict says
 	}
 	l.log.Error().Err(err).Msg("the node is left armed")
 	var judged *reservation.VerdictError
 	if errors.As(verdict, &judged) {
-		return &reservation.VerdictError{Verdict: judged.Verdict, Reason: "the node could not be disarmed (" + err.Error() + "); " + judged.Reason, Cause: judged.Cause}
+		return false, &reservation.VerdictError{Verdict: judged.Verdict, Reason: "the node could not be disarmed (" + err.Error() + "); " + judged.Reason, Cause: judged.Cause}
 	}
-	return verdict
+	return false, verdict
 }
 
 // check looks at everything that must be so before anything is changed.
@@ -202,7 +228,7 @@ func (l *load) check(ctx context.Context) error {
 	fail := func(format string, values ...any) error {
 		return reservation.Fail(fmt.Sprintf("node %s cannot be loaded with osimage %s: ", l.node.node, l.osimage)+fmt.Sprintf(format, values...), nil)
 	}
-	defined, err := l.client.Node(ctx, l.node.node, "mac", "mgt", "arch", "netboot")
+	defined, err := l.client.Node(ctx, l.node.node, "mac", "mgt", "arch")
 	if err != nil {
 		return err
 	}
@@ -240,7 +266,7 @@ func (l *load) check(ctx context.Context) error {
 // arm claims the node, clears what earlier loads left in its status, and arms it for the osimage.
 func (l *load) arm(ctx context.Context) error {
 	l.report.Stage(stageArm, "for osimage "+l.osimage)
-	v, err := l.look(ctx)
+	v, err := l.fresh(ctx)
 	if err != nil {
 		return err
 	}
@@ -299,7 +325,10 @@ func (l *load) isArmed(ctx context.Context, state string) error {
 	if err != nil {
 		return err
 	}
-	if read != state || !strings.HasPrefix(state, l.method+" ") {
+	switch {
+	case read != "" && read != state: // nodeset stat has no cache
+		return &ForeignError{Node: l.node.node, Found: fmt.Sprintf("set to %q by somebody else right after it was armed", read)}
+	case read != state || !strings.HasPrefix(state, l.method+" "):
 		return fmt.Errorf("site %s: nodeset %s osimage=%s gave the state %q, and it reads %q", l.name, l.node.node, l.osimage, state, read)
 	}
 	if err := l.settle(ctx, func(v view) bool { return arms(v.state) && v.method == l.osimage }); err != nil {
@@ -316,9 +345,9 @@ func (l *load) isArmed(ctx context.Context, state string) error {
 	return nil
 }
 
-// xcatd reads its tables through a cache that is up to 5 s old.
+// How long what was just written may take to be read back.
 const (
-	settleLimit = 10 * time.Second
+	settleLimit = cacheAge + 4*time.Second
 	settlePoll  = time.Second
 )
 
@@ -402,7 +431,7 @@ func (l *load) bootFromNet(ctx context.Context) error {
 // again boots the node from the net once more. cold powers it off before.
 func (l *load) again(ctx context.Context, why string, cold bool) error {
 	l.report.Stage(stagePower, "again: "+why)
-	for _, key := range []string{keptAsked, keptPowered, keptStarted, keptChanged, keptInstall} {
+	for _, key := range []string{keptAsked, keptPowered, keptStarted, keptChanged, keptInstall, keptLogin} {
 		l.report.Keep(key, "")
 	}
 	l.changed, l.seen = time.Time{}, ""
@@ -431,21 +460,50 @@ func (l *load) news(v view) string {
 }
 
 // leave waits until the installer has let go of the node, so that nobody takes its sshd for the system's, and makes sure
-// that the node is powered on.
+// that the node is powered on. An installer that does not end is ended once: the disk is loaded.
 func (l *load) leave(ctx context.Context) error {
 	l.report.Stage(stageLeave, "")
-	for end := time.Now().Add(l.limits.InstallerGone); l.module.installer(ctx, l.host()) != "" && time.Now().Before(end); {
-		if err := pause(ctx, l.limits.PollPower); err != nil {
-			return err
+	gone, err := l.gone(ctx)
+	if err == nil && !gone && l.report.Kept(keptLeft) == "" {
+		l.report.Keep(keptLeft, "1")
+		if err = l.bootDisk(ctx, "the installer does not end"); err == nil {
+			gone, err = l.gone(ctx)
 		}
+	}
+	if err != nil {
+		return err
+	}
+	if !gone {
+		return reservation.Reload(fmt.Sprintf("the installer on node %s still answers %s after the disk was loaded, twice", l.node.node, l.limits.InstallerGone), nil)
 	}
 	on, err := l.on(ctx)
 	if err != nil || on {
 		return err
 	}
-	l.report.Stage(stageLeave, "the installer powered the node off")
+	return l.bootDisk(ctx, "the installer powered the node off")
+}
+
+// gone waits until no installer answers, and returns whether it has come to that.
+func (l *load) gone(ctx context.Context) (bool, error) {
+	for end := time.Now().Add(l.limits.InstallerGone); l.module.installer(ctx, l.host()) != ""; {
+		if time.Now().After(end) {
+			return false, ctx.Err()
+		}
+		if err := pause(ctx, l.limits.PollPower); err != nil {
+			return false, err
+		}
+	}
+	return true, ctx.Err()
+}
+
+// bootDisk boots the node once its disk is loaded.
+func (l *load) bootDisk(ctx context.Context, why string) error {
+	l.report.Stage(stageLeave, why)
 	return l.boot(ctx, func(bool) error {
-		_, err := l.guard(ctx)
+		v, err := l.guard(ctx)
+		if err == nil {
+			err = l.booted(v)
+		}
 		return err
 	})
 }

@@ -2,8 +2,12 @@ package xcat
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,6 +30,9 @@ func try(t *testing.T, f *fake, change func(f *fake), orders ...func(*provisione
 		ctx, cancel := context.WithDeadline(t.Context(), request.Deadline)
 		defer cancel()
 		_, err = f.module().Load(ctx, request, report)
+		if f.end != nil {
+			f.end()
+		}
 	})
 	return report, err
 }
@@ -95,18 +102,53 @@ func TestEveryWayALoadCanGo(t *testing.T) {
 			verdict: reservation.VerdictFail, reason: "install for ever", boots: 1, state: stateBoot},
 		"the installer powers off": {change: plays(append(works()[:4], step{12 * time.Minute, func(n *fakeNode) { next(n); n.line, n.on = "", false }})),
 			verdict: reservation.VerdictDone, boots: 2, state: stateBoot},
-		"somebody has armed it for another image before": {change: func(f *fake) { f.nodes["n01"].arm("alma9-x86_64-install-compute") },
+		"the installer does not end, and a boot from the disk ends it": {change: plays(append(works()[:4], step{12 * time.Minute, next})),
+			verdict: reservation.VerdictDone, boots: 2, state: stateBoot, stage: "leave installer: the installer does not end"},
+		"the installer never ends": {change: func(f *fake) {
+			f.nodes["n01"].install = append(works()[:4], step{12 * time.Minute, next})
+			f.after = func(c xcatd.Command) {
+				if f.nodes["n01"].state == stateBoot {
+					f.nodes["n01"].line = "installing post scripts"
+				}
+			}
+			f.nodes["n01"].state = "offline"
+		}, verdict: reservation.VerdictReload, reason: "still answers", boots: 2, state: stateBoot},
+		"somebody has armed it for another image before": {change: func(f *fake) { f.nodes["n01"].arm(alma) },
 			verdict: reservation.VerdictFail, reason: "somebody else", state: "install alma9-x86_64-compute"},
 		"somebody has armed it for this image": {change: func(f *fake) { f.nodes["n01"].arm(osimage) },
 			verdict: reservation.VerdictDone, boots: 1, state: stateBoot},
 		"a reservation before has left it armed": {change: func(f *fake) {
-			f.nodes["n01"].arm("alma9-x86_64-install-compute")
+			f.nodes["n01"].arm(alma)
 			f.nodes["n01"].comment = "rack 7 [berth r0/run-0/2 alma9-x86_64-install-compute]"
 		}, verdict: reservation.VerdictDone, boots: 1, state: stateBoot},
-		"somebody arms it for another image while it installs": {change: plays(append(works()[:2], step{6 * time.Minute, func(n *fakeNode) { n.arm("alma9-x86_64-install-compute") }})),
+		"somebody arms it for another image while it installs": {change: plays(append(works()[:2], step{6 * time.Minute, func(n *fakeNode) { n.arm(alma) }})),
 			verdict: reservation.VerdictFail, reason: "somebody else", boots: 1, state: "install alma9-x86_64-compute"},
+		"its next is lost, and so is every other note": {change: plays(append(works()[:1], step{10 * time.Minute, func(n *fakeNode) { n.line, n.services = "", "https,sshd" }})),
+			verdict: reservation.VerdictFail, reason: "install for ever", boots: 1, state: stateBoot},
+		"a reboot that takes a while, and a late next": {change: plays(append(works()[:1], step{10 * time.Minute, func(n *fakeNode) { n.line, n.services = "", "sshd" }},
+			step{12 * time.Minute, next})), verdict: reservation.VerdictDone, boots: 1, state: stateBoot},
+		"each answer takes 30 s": {change: func(f *fake) { f.takes = 30 * time.Second }, verdict: reservation.VerdictDone, boots: 1, state: stateBoot},
+		"somebody arms it for another image right after our nodeset": {change: func(f *fake) {
+			f.after = func(c xcatd.Command) {
+				if c.String() == "nodeset n01 osimage="+osimage {
+					f.nodes["n01"].arm(alma)
+				}
+			}
+		}, verdict: reservation.VerdictFail, reason: "somebody else", state: "install alma9-x86_64-compute"},
+		"somebody arms it right before we power it on, and lsdef does not tell so far": {change: func(f *fake) {
+			f.after = func(c xcatd.Command) {
+				if c.String() == "rsetboot n01 net" {
+					f.nodes["n01"].cache(5 * time.Second)
+					f.nodes["n01"].arm(alma)
+				}
+			}
+		}, verdict: reservation.VerdictFail, reason: "somebody else", state: "install alma9-x86_64-compute"},
 		"somebody sets it offline": {change: plays(append(works()[:2], step{6 * time.Minute, func(n *fakeNode) { n.state = "offline" }})),
 			verdict: reservation.VerdictFail, reason: "somebody else", boots: 1, state: "offline"},
+		"xcatd is away for longer than the whole load may take": {change: func(f *fake) {
+			f.nodes["n01"].install = append(works()[:2],
+				step{6 * time.Minute, func(*fakeNode) { f.down = true }}, step{76 * time.Minute, func(*fakeNode) { f.down = false }}, step{77 * time.Minute, func(n *fakeNode) { next(n); n.line = "" }})
+		}, verdict: reservation.VerdictDone, boots: 1, state: stateBoot, stage: "does not answer"},
 		"xcatd is away for 30 minutes": {change: func(f *fake) {
 			f.nodes["n01"].install = append(works()[:2],
 				step{6 * time.Minute, func(*fakeNode) { f.down = true }}, step{36 * time.Minute, func(*fakeNode) { f.down = false }}, step{37 * time.Minute, func(n *fakeNode) { next(n); n.line = "" }})
@@ -215,6 +257,8 @@ func TestASlowImageGetsItsTime(t *testing.T) {
 	_, err = try(t, f, func(f *fake) { f.nodes["n01"].install = slow }, source(sourceExpected, "60"))
 	require.NoError(t, err)
 	require.Equal(t, 1, f.nodes["n01"].boots)
+	_, err = try(t, newFake(), func(f *fake) {}, source(sourceOverall, "8m"))
+	require.ErrorContains(t, err, "overall limit")
 }
 
 func TestTheOverallLimitLeavesTimeToDisarm(t *testing.T) {
@@ -356,30 +400,112 @@ func TestANodeThatCannotBeDisarmedIsNamed(t *testing.T) {
 	require.ErrorContains(t, err, "could not be disarmed")
 }
 
-// gate counts who holds it.
+// gate counts who holds a slot of each gate.
 type gate struct {
-	name     string
-	capacity int
-	held     int
+	capacity map[string]int
+	held     map[string]int
 }
 
-// enter is provisioners.Request.Enter.
+func newGate() *gate { return &gate{map[string]int{}, map[string]int{}} }
+
+// enter is provisioners.Request.Enter. Who is inside already gets the same slot.
 func (g *gate) enter(_ context.Context, name string, capacity int, _ func(int)) (func(), error) {
-	g.name, g.capacity = name, capacity
-	g.held++
-	return func() { g.held-- }, nil
+	g.capacity[name], g.held[name] = capacity, 1
+	return func() { g.held[name] = 0 }, nil
 }
 
-func TestALoadHoldsAPlaceAtItsManagementNodesGate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, g := newFake(), &gate{}
-		m, request := f.module(), order()
-		request.Enter = g.enter
-		f.before = func(xcatd.Command) { require.Equal(t, 1, g.held) }
-		_, err := m.Load(t.Context(), request, newReporter())
-		require.NoError(t, err)
-		require.Equal(t, gate{name: "xcat/mn", capacity: DefaultInstalls}, *g)
+// leave is provisioners.Request.Leave.
+func (g *gate) leave(_ context.Context, name string) { g.held[name] = 0 }
+
+// through returns a change of a request that has it go through the gate.
+func (g *gate) through(r *provisioners.Request) { r.Enter, r.Leave = g.enter, g.leave }
+
+func TestALoadHoldsItsSlotAsLongAsItsNodeMayBeArmed(t *testing.T) {
+	const mine = "xcat/mn"
+	for name, c := range map[string]struct {
+		change  func(*fake)
+		verdict reservation.Verdict
+		held    int // after the load
+		after   int // after Abort
+	}{
+		"done":                    {verdict: reservation.VerdictDone},
+		"reload":                  {change: func(f *fake) { f.nodes["n01"].install = postFails() }, verdict: reservation.VerdictReload},
+		"somebody else's":         {change: func(f *fake) { f.nodes["n01"].arm(alma) }, verdict: reservation.VerdictFail},
+		"nothing was ever armed":  {change: func(f *fake) { f.nodes["n01"].mac = "" }, verdict: reservation.VerdictFail},
+		"a fault before it armed": {change: func(f *fake) { f.down = true }, held: 1, after: 1},
+		"a fault while it is armed": {change: func(f *fake) {
+			f.before = func(c xcatd.Command) {
+				if c.String() == "rpower n01 boot" {
+					f.with(func(*fakeNode) { f.down = true })
+				}
+			}
+		}, held: 1, after: 1},
+		"it cannot be disarmed": {change: func(f *fake) {
+			f.nodes["n01"].install = postFails()
+			f.refuse = func(c xcatd.Command) *xcatd.Line {
+				if c.String() == "nodeset n01 boot" {
+					return &xcatd.Line{Text: "dhcp server is not running"}
+				}
+				return nil
+			}
+		}, verdict: reservation.VerdictReload, held: 1, after: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, g := newFake(), newGate()
+			_, err := try(t, f, func(f *fake) {
+				if c.change != nil {
+					c.change(f)
+				}
+				before := f.before
+				f.before = func(command xcatd.Command) {
+					require.Equal(t, 1, g.held[mine], "%s", command)
+					if before != nil {
+						before(command)
+					}
+				}
+			}, g.through)
+			require.Equal(t, c.verdict, reservation.VerdictOf(err), "%v", err)
+			require.Equal(t, DefaultInstalls, g.capacity[mine])
+			require.Equal(t, c.held, g.held[mine])
+			f.before = nil
+			_ = f.module().Abort(t.Context(), order(g.through), newReporter())
+			require.Equal(t, c.after, g.held[mine])
+			f.down, f.refuse = false, nil
+			require.NoError(t, f.module().Abort(t.Context(), order(g.through), newReporter()))
+			require.Zero(t, g.held[mine])
+		})
+	}
+	t.Run("cancelled", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f, g := newFake(), newGate()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+			defer cancel()
+			_, err := f.module().Load(ctx, order(g.through), newReporter())
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.Equal(t, armed, f.nodes["n01"].state)
+			f.before = func(c xcatd.Command) {
+				f.with(func(n *fakeNode) { require.True(t, n.state != armed || g.held[mine] == 1, "%s", c) })
+			}
+			require.NoError(t, f.module().Abort(t.Context(), order(g.through), newReporter()))
+			require.Equal(t, stateBoot, f.nodes["n01"].state)
+			require.Zero(t, g.held[mine])
+		})
 	})
+}
+
+// A worker that has armed the node was lost without a word, and its successor judges before it comes to that.
+func TestANodeThatALostWorkerHasArmedIsDisarmedByItsSuccessorsVerdict(t *testing.T) {
+	f := mid()
+	_, err := try(t, f, func(f *fake) {
+		f.refuse = func(c xcatd.Command) *xcatd.Line {
+			if c.Name == "rpower" {
+				return &xcatd.Line{Node: "n01", Text: "ERROR: timeout"}
+			}
+			return nil
+		}
+	})
+	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(err), "%v", err)
+	require.Equal(t, stateBoot, f.nodes["n01"].state)
 }
 
 func TestClassify(t *testing.T) {
@@ -405,5 +531,44 @@ func TestClassify(t *testing.T) {
 		{reservation.Reload("already judged", &xcatd.Error{Kind: xcatd.Permission}), reservation.VerdictReload},
 	} {
 		require.Equal(t, c.want, reservation.VerdictOf(Classify(c.err)), "%v", c.err)
+	}
+}
+
+// What a worker of version 1 has kept, testdata/kept-1.json, and what it has written onto the node: this version goes on with it.
+// One nodeset, one power-on, whatever was done by then.
+func TestALoadOfVersion1GoesOn(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("testdata", "kept-1.json"))
+	require.NoError(t, err)
+	var all map[string]map[string]string
+	require.NoError(t, json.Unmarshal(text, &all))
+	require.Len(t, all, 5)
+	for name, kept := range all {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				// Its times were some minutes ago.
+				began, err := time.Parse(time.RFC3339, kept["began"])
+				require.NoError(t, err)
+				report := newReporter()
+				for key, value := range kept {
+					for minutes := range 10 {
+						at := began.Add(time.Duration(minutes) * time.Minute)
+						value = strings.ReplaceAll(value, at.Format(time.RFC3339), time.Now().Add(time.Duration(minutes-7)*time.Minute).Format(time.RFC3339))
+					}
+					report.kept[key] = value
+				}
+				f := newFake()
+				n := f.nodes["n01"]
+				n.arm(osimage)
+				n.comment, n.nodesets = "rack 7 [berth r1/run-1/1 "+osimage+"]", 1
+				if n.device = "net"; kept["power"] != "" {
+					n.power(f, "boot")
+				}
+				_, err = f.module().Load(t.Context(), order(), report)
+				require.NoError(t, err)
+				require.Equal(t, [3]int{1, 1, 1}, [3]int{n.nodesets, n.boots, n.installs})
+				require.Equal(t, stateBoot, n.state)
+				require.Equal(t, "rack 7 [berth r1/run-1/1 "+osimage+"]", n.comment)
+			})
+		})
 	}
 }

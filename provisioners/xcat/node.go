@@ -87,6 +87,7 @@ type node struct {
 	limits  Limits
 	node    string
 	osimage string
+	armed   string // the provisioning state that our nodeset gave; "" if there was none
 	uefi    bool
 	log     zerolog.Logger
 }
@@ -94,7 +95,7 @@ type node struct {
 // open returns the node of a request.
 func (m *Module) open(request provisioners.Request, report reservation.Reporter) (*node, error) {
 	computer, source := request.Reservation.Computer, request.Reservation.Image.Sources[Type]
-	mn, err := m.site(computer)
+	mn, err := provisioners.SiteOf(m.nodes, computer)
 	if err != nil {
 		return nil, err
 	}
@@ -154,11 +155,42 @@ func (n *node) owned(v view) error {
 	return nil
 }
 
+// cacheAge is how old what lsdef tells may be: xcatd reads its tables through caches of up to 5 s.
+const cacheAge = 6 * time.Second
+
+// fresh reads the node past xcatd's caches: nodeset stat has none, and what lsdef tells counts if it agrees, or is read again
+// when its cache has run out.
+func (n *node) fresh(ctx context.Context) (view, error) {
+	v, err := n.look(ctx)
+	if err != nil {
+		return v, err
+	}
+	state, err := n.client.State(ctx, n.node)
+	if err != nil {
+		return v, err
+	}
+	if state != "" && v.state != "" && v.state != state {
+		if err := pause(ctx, cacheAge); err != nil {
+			return v, err
+		}
+		if v, err = n.look(ctx); err != nil {
+			return v, err
+		}
+	}
+	if state != "" {
+		v.state = state
+	}
+	return v, nil
+}
+
 // guard reads the node right before something destructive, and returns an error unless it may be done.
 func (n *node) guard(ctx context.Context) (view, error) {
-	v, err := n.look(ctx)
+	v, err := n.fresh(ctx)
 	if err == nil {
 		err = n.owned(v)
+	}
+	if err == nil && n.armed != "" && arms(v.state) && v.state != n.armed {
+		err = &ForeignError{Node: n.node, Found: fmt.Sprintf("set to %q by somebody else", v.state)}
 	}
 	if err == nil && n.report != nil {
 		err = n.report.Confirm(ctx)

@@ -1,11 +1,10 @@
-package xcat_test
+package xcat
 
 import (
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -21,27 +20,26 @@ import (
 
 	"berth/internal/simsite/xcatmn"
 	"berth/provisioners"
-	"berth/provisioners/xcat"
 	"berth/reservation"
 )
 
 const (
-	rocky = "rocky9.4-x86_64-install-compute"
-	alma  = "alma9-x86_64-install-compute"
-	mac   = "02:00:00:00:00:01"
+	alma = "alma9-x86_64-install-compute"
+	mac  = "02:00:00:00:00:01"
 )
 
 // lab is a management node with one node, n01, and the module that serves it.
 type lab struct {
 	t      *testing.T
 	mn     *xcatmn.Manager
-	module *xcat.Module
+	module *Module
 	host   string // n01's address
+	faults int    // that the loads have met
 }
 
 // brisk are limits for machines whose minutes take 1/speed of a minute. What is not to run out here is generous.
-func brisk(changes ...func(*xcat.Limits)) xcat.Limits {
-	limits := xcat.Limits{Start: time.Minute, NoProgress: time.Minute, Overall: time.Minute, PowerOn: time.Minute, InstallerGone: time.Minute,
+func brisk(changes ...func(*Limits)) Limits {
+	limits := Limits{Start: time.Minute, NoProgress: time.Minute, Overall: time.Minute, PowerOn: time.Minute, InstallerGone: time.Minute, NextLate: time.Minute,
 		PollPower: 5 * time.Millisecond, PollStart: 5 * time.Millisecond, PollInstall: 5 * time.Millisecond, Retry: 5 * time.Millisecond}
 	for _, change := range changes {
 		change(&limits)
@@ -52,10 +50,10 @@ func brisk(changes ...func(*xcat.Limits)) xcat.Limits {
 // speed makes an install of 10 minutes take a second.
 const speed = 600
 
-func newLab(t *testing.T, mode xcatmn.Mode, limits xcat.Limits, changes ...func(*xcatmn.Options)) *lab {
+func newLab(t *testing.T, mode xcatmn.Mode, limits Limits, changes ...func(*xcatmn.Options)) *lab {
 	t.Helper()
 	l := &lab{t: t, host: address(t)}
-	options := xcatmn.Options{Speed: speed, OSImages: []string{rocky, alma},
+	options := xcatmn.Options{Speed: speed, OSImages: []string{osimage, alma},
 		Nodes:  []xcatmn.Node{{Name: "n01", Address: l.host, MAC: mac, Mode: mode}},
 		Policy: []xcatmn.Row{{CN: "berth", Commands: leastPrivilege()}}}
 	for _, change := range changes {
@@ -90,12 +88,14 @@ func address(t *testing.T) string {
 }
 
 // worker returns a module as a worker has it.
-func (l *lab) worker(limits xcat.Limits) *xcat.Module {
+func (l *lab) worker(limits Limits) *Module {
 	l.t.Helper()
 	ca := filepath.Join(l.t.TempDir(), "ca.pem")
 	require.NoError(l.t, os.WriteFile(ca, l.mn.CA, 0o600))
-	module, err := xcat.New(xcat.Options{Limits: limits, Sites: []xcat.Site{{Name: "mn", Address: l.mn.Address, CAFile: ca, Installs: 3,
-		Certificate: func() ([]byte, error) { return l.mn.ClientCertificate("berth") }}}})
+	certificate, err := l.mn.ClientCertificate("berth")
+	require.NoError(l.t, err)
+	module, err := New(Options{Limits: limits, Sites: []Site{{Name: "mn", Address: l.mn.Address, CAFile: ca, Installs: 3,
+		Certificate: func() ([]byte, error) { return certificate, nil }}}})
 	require.NoError(l.t, err)
 	return module
 }
@@ -105,8 +105,8 @@ func (l *lab) order(attempt int) provisioners.Request {
 	return provisioners.Request{
 		Reservation: reservation.Reservation{
 			Name: "r1", User: "ada",
-			Computer: reservation.Computer{Name: "n01", Provisioner: xcat.Type, Hardware: reservation.Physical, Address: l.host, MACs: []string{mac}},
-			Image:    reservation.Image{Name: "rocky9", Revision: 1, Sources: map[string]map[string]string{xcat.Type: {"osimage": rocky}}},
+			Computer: reservation.Computer{Name: "n01", Provisioner: Type, Hardware: reservation.Physical, Address: l.host, MACs: []string{mac}},
+			Image:    reservation.Image{Name: "rocky9", Revision: 1, Sources: map[string]map[string]string{Type: {"osimage": osimage}}},
 		},
 		Mark:     reservation.Mark{Reservation: "r1", Run: "run-1", Attempt: attempt},
 		Attempt:  reservation.Attempt{Number: attempt, Of: 3},
@@ -120,127 +120,63 @@ func (l *lab) load(attempt int, report *reporter) (provisioners.Loaded, error) {
 	l.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	for range 5 {
+	for range 20 {
 		loaded, err := l.module.Load(ctx, l.order(attempt), report)
 		if err == nil || reservation.VerdictOf(err) != "" {
 			return loaded, err
 		}
+		l.faults++
 		l.t.Logf("a fault: %v", err)
+		_ = pause(ctx, 200*time.Millisecond) // the workflow waits a second
 		require.NoError(l.t, ctx.Err(), "the load hangs; history:\n%s", strings.Join(l.mn.History(), "\n"))
 	}
 	l.t.Fatal("nothing but faults")
 	return provisioners.Loaded{}, nil
 }
 
-// reporter is a reservation.Reporter that remembers, and that a test can look over the shoulder of.
-type reporter struct {
-	on func(call int) // called in each call, before anything is done
-
-	mu     sync.Mutex
-	calls  int
-	stages []string
-	kept   map[string]string
-	sure   map[string]string // what Confirm has delivered
-}
-
-func newReporter() *reporter { return &reporter{kept: map[string]string{}, sure: map[string]string{}} }
-
-func (r *reporter) call() {
-	r.mu.Lock()
-	r.calls++
-	call := r.calls
-	r.mu.Unlock()
-	if r.on != nil {
-		r.on(call)
-	}
-}
-
-// shown says whether a stage has been shown.
-func (r *reporter) shown(stage string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.ContainsFunc(r.stages, func(one string) bool { return strings.HasPrefix(one, stage+":") })
-}
-
-// Stage is part of reservation.Reporter.
-func (r *reporter) Stage(name, detail string) {
-	r.call()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.stages = append(r.stages, name+": "+detail)
-}
-
-// Keep is part of reservation.Reporter.
-func (r *reporter) Keep(key, value string) {
-	r.call()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.kept[key] = value
-}
-
-// Kept is part of reservation.Reporter.
-func (r *reporter) Kept(key string) string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.kept[key]
-}
-
-// Confirm is part of reservation.Reporter.
-func (r *reporter) Confirm(ctx context.Context) error {
-	r.call()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.sure = maps.Clone(r.kept)
-	return ctx.Err()
-}
-
-func (r *reporter) saw(text string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.ContainsFunc(r.stages, func(s string) bool { return strings.Contains(s, text) })
-}
-
-// successor returns the reporter of the worker that goes on: with all that was kept, or only what was surely delivered.
-func (r *reporter) successor(all bool) *reporter {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	next := newReporter()
-	next.kept = maps.Clone(r.sure)
-	if all {
-		next.kept = maps.Clone(r.kept)
-	}
-	return next
-}
-
+// Each mode of a node: the verdict, how often its power was touched, how often it was armed and has installed, and how it is
+// left, before Abort and after it.
 func TestALoadUnderEachModeOfANode(t *testing.T) {
-	short := func(l *xcat.Limits) { l.Start = 5 * time.Second }
-	for mode, c := range map[xcatmn.Mode]struct {
-		limits  func(*xcat.Limits)
+	short := func(l *Limits) { l.Start = 5 * time.Second }
+	once := xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}
+	rows := map[xcatmn.Mode]struct {
+		limits  func(*Limits)
 		verdict reservation.Verdict // "" is done
 		reason  string
 		counts  xcatmn.Counts
 		stage   string // one that is seen
-		armed   string // the osimage that the node is left armed for after Abort
+		faults  int    // at least so many, which cost no attempt
+		armed   string // the osimage that the node is left armed for
 	}{
-		xcatmn.Works:          {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}, stage: "install: installing openssh-server (80%)"},
-		xcatmn.NeverCallsBack: {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
-		xcatmn.SlowSSHD:       {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
-		xcatmn.BlankStatus:    {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
-		xcatmn.Slow:           {counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
+		xcatmn.Works:          {counts: once, stage: "install: installing openssh-server (80%)"},
+		xcatmn.OwnHostKeys:    {counts: once},
+		xcatmn.NeverCallsBack: {counts: once},
+		xcatmn.SlowSSHD:       {counts: once},
+		xcatmn.BlankStatus:    {counts: once},
+		xcatmn.StaleCache:     {counts: once},
+		xcatmn.Slow:           {counts: once},
+		xcatmn.Restarts:       {counts: once, faults: 2, stage: "the management node does not answer"},
 		xcatmn.PXELostOnce:    {limits: short, counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 1}, stage: "again: nothing has started"},
 		xcatmn.NoPXE: {limits: short, verdict: reservation.VerdictReload, reason: "no installer has started",
 			counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1}},
-		xcatmn.Hangs: {limits: func(l *xcat.Limits) { l.NoProgress = 5 * time.Second }, verdict: reservation.VerdictReload,
+		xcatmn.PXELostTwice: {limits: short, verdict: reservation.VerdictReload, reason: "no installer has started",
+			counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1}},
+		xcatmn.Hangs: {limits: func(l *Limits) { l.NoProgress = 5 * time.Second }, verdict: reservation.VerdictReload,
 			reason: "has made no progress", counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 2}, stage: "installing kernel (40%)"},
-		xcatmn.HangsOnce: {limits: func(l *xcat.Limits) { l.NoProgress = 5 * time.Second },
+		xcatmn.HangsOnce: {limits: func(l *Limits) { l.NoProgress = 5 * time.Second },
 			counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 2}, stage: "again: no progress"},
-		xcatmn.PostFails: {verdict: reservation.VerdictReload, reason: "a post-install script", counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
-		xcatmn.NextLost:  {verdict: reservation.VerdictFail, reason: "would install for ever", counts: xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}},
-		xcatmn.BMCDead:   {verdict: reservation.VerdictReload, reason: "does not answer"},
+		xcatmn.PostFails: {verdict: reservation.VerdictReload, reason: "a post-install script", counts: once},
+		xcatmn.NextLost:  {verdict: reservation.VerdictFail, reason: "would install for ever", counts: once},
+		xcatmn.MonitorHangs: {limits: func(l *Limits) { l.NextLate = 2 * time.Second }, verdict: reservation.VerdictFail,
+			reason: "would install for ever", counts: once},
+		xcatmn.BMCDead: {verdict: reservation.VerdictReload, reason: "does not answer"},
 		xcatmn.BMCRefuses: {verdict: reservation.VerdictReload, reason: "does not do what it is told",
 			counts: xcatmn.Counts{Nodesets: 1}},
 		xcatmn.OtherAdminArms: {verdict: reservation.VerdictFail, reason: "somebody else", counts: xcatmn.Counts{Nodesets: 1}, armed: alma},
-	} {
+	}
+	for _, mode := range xcatmn.Modes() {
+		c, ok := rows[mode]
+		require.True(t, ok, "mode %s has no row", mode)
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			limits := brisk()
@@ -258,16 +194,22 @@ func TestALoadUnderEachModeOfANode(t *testing.T) {
 				require.Equal(t, "mn/n01", loaded.Reference)
 				require.Equal(t, "boot", l.mn.State("n01").Currstate)
 				require.True(t, l.mn.State("n01").Power)
-				require.Equal(t, rocky, l.mn.State("n01").Disk)
+				require.Equal(t, osimage, l.mn.State("n01").Disk)
 			}
 			require.Equal(t, c.counts, l.mn.Counts("n01"), story)
+			require.GreaterOrEqual(t, l.faults, c.faults, story)
+			require.True(t, c.faults > 0 || l.faults == 0, story)
 			require.True(t, c.stage == "" || report.saw(c.stage), "%q is none of %q", c.stage, report.stages)
 
-			require.NoError(t, l.module.Abort(context.Background(), l.order(1), newReporter()))
-			state := l.mn.State("n01")
-			require.Equal(t, c.armed != "", state.Armed(), "%+v", state)
-			if c.armed != "" {
-				require.Equal(t, c.armed, state.Provmethod)
+			for _, when := range []string{"after the load", "after Abort"} {
+				state := l.mn.State("n01")
+				require.Equal(t, c.armed != "", state.Armed(), "%s: %+v", when, state)
+				if c.armed != "" {
+					require.Equal(t, c.armed, state.Provmethod, when)
+				} else {
+					require.NotEqual(t, "net", state.Device, when)
+				}
+				require.NoError(t, l.module.Abort(context.Background(), l.order(1), newReporter()))
 			}
 			require.Equal(t, c.counts, l.mn.Counts("n01"), "Abort touches no power")
 		})
@@ -276,7 +218,7 @@ func TestALoadUnderEachModeOfANode(t *testing.T) {
 
 func TestTheSecondAttemptSavesANodeWhosePXEWasLostTwice(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, xcatmn.PXELostTwice, brisk(func(l *xcat.Limits) { l.Start = 5 * time.Second }))
+	l := newLab(t, xcatmn.PXELostTwice, brisk(func(l *Limits) { l.Start = 5 * time.Second }))
 	_, err := l.load(1, newReporter())
 	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(err), "%v", err)
 	require.False(t, l.mn.State("n01").Armed())
@@ -343,8 +285,13 @@ func TestNoMoreNodesAreArmedThanThereAreSlots(t *testing.T) {
 	}
 }
 
-// A worker is stopped in each call of its reporter, one after the other, until a load comes through without.
+// A worker is stopped in each call of its reporter, one after the other, until a load comes through without. It looks at its
+// node less often than the other tests do: each look is two connections, and there are more than a hundred loads.
 func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T) {
+	limits := brisk(func(l *Limits) {
+		l.PowerOn = time.Second
+		l.PollPower, l.PollStart, l.PollInstall = 20*time.Millisecond, 20*time.Millisecond, 40*time.Millisecond
+	})
 	for name, c := range map[string]struct {
 		killed bool // nothing of it runs on; else it hands over
 		all    bool // the successor is told all that was kept, not only what was surely delivered
@@ -359,7 +306,7 @@ func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for n := 1; ; n++ {
-				l := newLab(t, xcatmn.Works, brisk(func(l *xcat.Limits) { l.PowerOn = time.Second }), func(o *xcatmn.Options) {
+				l := newLab(t, xcatmn.Works, limits, func(o *xcatmn.Options) {
 					o.Speed = 6000
 					if c.on {
 						o.Nodes[0].Disk, o.Nodes[0].On = alma, true
@@ -393,7 +340,7 @@ func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T
 					return
 				}
 				if err != nil {
-					l.module = l.worker(brisk(func(l *xcat.Limits) { l.PowerOn = time.Second }))
+					l.module = l.worker(limits)
 					_, err = l.load(1, report.successor(c.all))
 				}
 				story := strings.Join(l.mn.History(), "\n")
@@ -410,30 +357,86 @@ func TestAWorkerThatIsStoppedAnywhereLeavesOneInstallToItsSuccessor(t *testing.T
 	}
 }
 
-// freeze has the reporter deliver nothing more.
-func (r *reporter) freeze() { r.on = func(int) { runtime.Goexit() } }
-
-// Where the site says so, nodes that others have armed count, and nobody is armed beyond the limit.
+// Where the site says so, nodes that others have armed count, and nobody is armed beyond the limit, however many loads begin at once.
 func TestNodesThatOthersHaveArmedCount(t *testing.T) {
 	t.Parallel()
+	const places, loads = 2, 4
 	other := address(t)
-	l := newLab(t, xcatmn.Works, brisk(), func(o *xcatmn.Options) { o.Nodes = append(o.Nodes, xcatmn.Node{Name: "n02", Address: other}) })
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(ca, l.mn.CA, 0o600))
-	var err error
-	l.module, err = xcat.New(xcat.Options{Limits: brisk(), Sites: []xcat.Site{{Name: "mn", Address: l.mn.Address, CAFile: ca, Installs: 1, CountArmed: "all",
-		Certificate: func() ([]byte, error) { return l.mn.ClientCertificate("berth") }}}})
-	require.NoError(t, err)
-	require.NoError(t, l.mn.ArmByHand("n02", alma))
-	report := newReporter()
-	done := make(chan error, 1)
-	go func() {
-		_, err := l.load(1, report)
-		done <- err
-	}()
-	require.Eventually(t, func() bool { return report.shown("wait for a slot") }, time.Minute, time.Millisecond)
-	require.Zero(t, l.mn.Counts("n01").Nodesets)
-	require.NoError(t, l.mn.Disarm("n02"))
-	require.NoError(t, <-done)
-	require.Equal(t, 1, l.mn.MostArmed())
+	l := newLab(t, xcatmn.Works, brisk(), func(o *xcatmn.Options) {
+		for n := 2; n <= loads; n++ {
+			o.Nodes = append(o.Nodes, xcatmn.Node{Name: fmt.Sprintf("n%02d", n), Address: address(t)})
+		}
+		o.Nodes = append(o.Nodes, xcatmn.Node{Name: "other", Address: other})
+	})
+	mn := l.module.nodes["mn"]
+	mn.countArmed, mn.installs = "all", places
+	require.NoError(t, l.mn.ArmByHand("other", alma))
+	gates := map[string]chan struct{}{"xcat/mn": make(chan struct{}, places), "xcat/mn/arming": make(chan struct{}, 1)}
+	var reports []*reporter
+	var group sync.WaitGroup
+	for n := range loads {
+		request, report := l.order(1), newReporter()
+		reports = append(reports, report)
+		computer := &request.Reservation.Computer
+		computer.Name, computer.MACs = fmt.Sprintf("n%02d", n+1), nil
+		request.Reservation.Name = "r-" + computer.Name
+		request.Mark.Reservation = request.Reservation.Name
+		request.Enter = func(_ context.Context, name string, capacity int, _ func(int)) (func(), error) {
+			if capacity != cap(gates[name]) {
+				return nil, fmt.Errorf("asked for one of %d slots at gate %s", capacity, name)
+			}
+			gates[name] <- struct{}{}
+			return func() { <-gates[name] }, nil
+		}
+		group.Go(func() {
+			if _, err := l.module.Load(t.Context(), request, report); err != nil {
+				t.Errorf("%s: %v", computer.Name, err)
+			}
+		})
+	}
+	require.Eventually(t, func() bool {
+		return slices.ContainsFunc(reports, func(r *reporter) bool { return r.saw("wait for a slot: 2 nodes of all") })
+	},
+		time.Minute, time.Millisecond)
+	require.NoError(t, l.mn.Disarm("other"))
+	group.Wait()
+	require.Equal(t, places, l.mn.MostArmed())
+}
+
+// Loads that end at once have their nodes' keys written one after the other, over all workers: makeknownhosts reads the file, and
+// writes it back a moment later.
+func TestKnownHostsAreWrittenForOneNodeAfterTheOther(t *testing.T) {
+	t.Parallel()
+	const nodes = 6
+	l := newLab(t, xcatmn.Works, brisk(), func(o *xcatmn.Options) {
+		o.Nodes[0].Disk = osimage
+		for n := 2; n <= nodes; n++ {
+			o.Nodes = append(o.Nodes, xcatmn.Node{Name: fmt.Sprintf("n%02d", n), Address: address(t), Disk: osimage})
+		}
+	})
+	client := l.module.nodes["mn"].client
+	var one sync.Mutex // the gate: over all workers
+	var group sync.WaitGroup
+	for n := 1; n <= nodes; n++ {
+		request := l.order(1)
+		computer := &request.Reservation.Computer
+		computer.Name, computer.MACs = fmt.Sprintf("n%02d", n), nil
+		request.Reservation.Image.Sources[Type][sourceKnownHosts] = hostKeysShared
+		request.Enter = func(_ context.Context, name string, capacity int, _ func(int)) (func(), error) {
+			if name != "xcat/mn/known_hosts" || capacity != 1 {
+				return nil, fmt.Errorf("asked for one of %d slots at gate %s", capacity, name)
+			}
+			one.Lock()
+			return one.Unlock, nil
+		}
+		require.NoError(t, client.Change(t.Context(), computer.Name, "usercomment=[berth r1/run-1/1 "+osimage+"]"))
+		module := l.worker(brisk()) // each has a worker of its own
+		group.Go(func() {
+			if err := module.AfterResponse(t.Context(), request, newReporter()); err != nil {
+				t.Errorf("%s: %v", computer.Name, err)
+			}
+		})
+	}
+	group.Wait()
+	require.Len(t, l.mn.KnownHosts(), nodes)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,10 +19,6 @@ const (
 	installerLimit = 3 * time.Second
 	maxLine        = 200
 
-	// repeated is how far apart two notes of "installing" must be to mean two installs: nodes repeat a note for 100 s until
-	// the management node has taken it (updateflag.awk: 10 times 10 s).
-	repeated = 3 * time.Minute
-
 	// manySilent loads in a row in which nothing has started point at the management node.
 	manySilent = 3
 )
@@ -31,7 +28,7 @@ type reading struct {
 	view
 	news     string // its status, if it is one of this load's
 	line     string // what its installer says
-	services string // what nodestat sees, while nothing else shows the installer
+	services string // what nodestat sees, while no installer answers
 }
 
 // watch waits until the node's provisioning state is boot. It powers the node on once more if nothing starts, and once more
@@ -55,7 +52,9 @@ func (l *load) watch(ctx context.Context) error {
 			l.log.Warn().Err(err).Msg("the management node does not answer; going on")
 			l.report.Stage(l.stage(started), "the management node does not answer: "+err.Error())
 			l.powered, l.changed = l.powered.Add(now.Sub(last)), l.changed.Add(now.Sub(last))
+			l.count(l.began.Add(now.Sub(last)))
 			l.keepChanged()
+			l.report.Keep(keptLogin, "")
 		}
 		last = now
 		if err := l.limit(ctx, started); err != nil {
@@ -98,7 +97,7 @@ func (l *load) read(ctx context.Context, started bool) (reading, error) {
 		return reading{}, err
 	}
 	r := reading{view: v, news: l.news(v), line: l.module.installer(ctx, l.host())}
-	if !started && r.line == "" {
+	if r.line == "" && (!started || l.answered()) {
 		// It is a help, no more: what it does not see is not missed.
 		if r.services, err = l.client.Services(ctx, l.node.node); err != nil && ctx.Err() != nil {
 			return reading{}, ctx.Err()
@@ -134,7 +133,7 @@ func (l *load) judge(ctx context.Context, r reading) (done bool, err error) {
 		first := l.report.Kept(keptInstall)
 		if first == "" {
 			l.report.Keep(keptInstall, r.status.Time)
-		} else if apart(first, r.status.Time) >= repeated {
+		} else if apart(first, r.status.Time) >= l.limits.NextLate { // a repeated note is no second install
 			return false, l.loops("it began to install again by itself")
 		}
 	case "postbooting", "booted":
@@ -145,8 +144,31 @@ func (l *load) judge(ctx context.Context, r reading) (done bool, err error) {
 		return false, nil
 	}
 	l.early = 0
-	return false, nil
+	return false, l.login(r)
 }
+
+// login returns an error when a system has been running for a while whose node would install again: the installer that
+// answered is gone, something answers by SSH, and the management node has not heard of it, nor of anything else.
+func (l *load) login(r reading) error {
+	if r.line != "" || !l.answered() || !slices.Contains(strings.Split(r.services, ","), "sshd") {
+		if r.line != "" && l.report.Kept(keptLogin) != "" {
+			l.report.Keep(keptLogin, "")
+		}
+		return nil
+	}
+	since, err := time.Parse(time.RFC3339, l.report.Kept(keptLogin))
+	if err != nil {
+		l.report.Keep(keptLogin, time.Now().Format(time.RFC3339))
+		return nil
+	}
+	if time.Since(since) < l.limits.NextLate {
+		return nil
+	}
+	return l.loops("its system answers by SSH (" + r.services + "), no installer does, and its state still is " + r.state)
+}
+
+// answered says whether the installer has answered since the node was powered on.
+func (l *load) answered() bool { return l.seen != "" && !strings.HasPrefix(l.seen, "|") }
 
 func (l *load) loops(why string) error {
 	return reservation.Fail(fmt.Sprintf("node %s would install for ever: %s. Management node %s has not heard that the disk is loaded; see its port 3002 and /var/log/messages",

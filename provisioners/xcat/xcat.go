@@ -79,6 +79,7 @@ type Limits struct {
 	NoProgress    time.Duration // without any change; an image's expected minutes where they are more
 	Overall       time.Duration // twice the image's expected minutes where that is more
 	PowerOn       time.Duration // from rpower to a BMC that says on (or off)
+	NextLate      time.Duration // how long a loaded system may run before the management node has heard that its disk is loaded
 	InstallerGone time.Duration // how long an installer may go on answering after the bits are on the disk
 	PollPower     time.Duration
 	PollStart     time.Duration // until the installation has started
@@ -93,6 +94,7 @@ func DefaultLimits() Limits {
 		NoProgress:    10 * time.Minute,
 		Overall:       60 * time.Minute, // VCL xCAT.pm, xcatprobe osdeploy: 60 min
 		PowerOn:       60 * time.Second,
+		NextLate:      3 * time.Minute, // nodes repeat a note for 100 s (updateflag.awk: 10 times 10 s)
 		InstallerGone: 2 * time.Minute,
 		PollPower:     5 * time.Second,
 		PollStart:     5 * time.Second,
@@ -105,7 +107,7 @@ func (l Limits) orDefault() Limits {
 	usual := DefaultLimits()
 	for mine, theirs := range map[*time.Duration]time.Duration{
 		&l.Start: usual.Start, &l.NoProgress: usual.NoProgress, &l.Overall: usual.Overall, &l.PowerOn: usual.PowerOn,
-		&l.InstallerGone: usual.InstallerGone, &l.PollPower: usual.PollPower, &l.PollStart: usual.PollStart,
+		&l.NextLate: usual.NextLate, &l.InstallerGone: usual.InstallerGone, &l.PollPower: usual.PollPower, &l.PollStart: usual.PollStart,
 		&l.PollInstall: usual.PollInstall, &l.Retry: usual.Retry,
 	} {
 		if *mine == 0 {
@@ -120,9 +122,9 @@ func (l Limits) of(attempt int, source map[string]string) Limits {
 	var minutes int
 	_, _ = fmt.Sscan(source[sourceExpected], &minutes)
 	expected := time.Duration(minutes) * time.Minute
-	l.NoProgress = max(l.NoProgress, expected)
+	l.NoProgress, l.Overall = max(l.NoProgress, expected), max(l.Overall, 2*expected)
 	for key, mine := range map[string][]*time.Duration{
-		sourceStart: {&l.Start}, sourceNoProgress: {&l.NoProgress}, sourcePoll: {&l.PollStart, &l.PollInstall},
+		sourceStart: {&l.Start}, sourceNoProgress: {&l.NoProgress}, sourceOverall: {&l.Overall}, sourcePoll: {&l.PollStart, &l.PollInstall},
 	} {
 		if d, err := durationOf(source[key]); err == nil && d > 0 {
 			for _, one := range mine {
@@ -135,7 +137,7 @@ func (l Limits) of(attempt int, source map[string]string) Limits {
 	}
 	l.Start = stretch(l.Start)
 	l.NoProgress = stretch(l.NoProgress)
-	l.Overall = stretch(max(l.Overall, 2*expected))
+	l.Overall = stretch(l.Overall)
 	return l
 }
 
@@ -158,11 +160,18 @@ type management struct {
 	countArmed string
 	log        zerolog.Logger
 
-	keys sync.Mutex // xCAT and ssh-keygen rewrite known_hosts without a lock
-
 	mu     sync.Mutex
 	silent int // loads in a row in which no installation has started
 }
+
+// gate names the gate of its installs.
+func (mn *management) gate() string { return Type + "/" + mn.name }
+
+// armingGate names the gate of who counts the armed nodes, and arms one more.
+func (mn *management) armingGate() string { return mn.gate() + "/arming" }
+
+// keysGate names the gate of what rewrites its known_hosts: xCAT and ssh-keygen do that without a lock.
+func (mn *management) keysGate() string { return mn.gate() + "/known_hosts" }
 
 // New checks the options and returns a Module. It reads the CA files but reaches no management node. Its error holds every
 // fault of the sites, joined.
@@ -259,26 +268,13 @@ func (m *Module) Check(ctx context.Context) error {
 
 func (m *Module) sites() []string { return slices.Sorted(maps.Keys(m.nodes)) }
 
-// site returns the management node of a computer: the one that it names, or the only one.
-func (m *Module) site(computer reservation.Computer) (*management, error) {
-	if mn, ok := m.nodes[computer.Site]; ok {
-		return mn, nil
-	}
-	if computer.Site == "" && len(m.nodes) == 1 {
-		for _, mn := range m.nodes {
-			return mn, nil
-		}
-	}
-	return nil, reservation.Fail("computer "+computer.Name+" cannot be reached from this worker", &reservation.FieldError{
-		Field: "computer.site", Value: computer.Site, Remedy: "write a site that this worker serves: " + strings.Join(m.sites(), ", ")})
-}
-
 // What an image's source and a computer's placement may hold.
 const (
 	sourceOSImage    = "osimage"          // xCAT's name of what is installed
 	sourceExpected   = "expected_minutes" // how long an install takes; "" is at most 10
 	sourceStart      = "start_limit"      // in place of Limits.Start, such as 15m
 	sourceNoProgress = "no_progress"      // in place of Limits.NoProgress and the expected minutes
+	sourceOverall    = "overall"          // in place of Limits.Overall and twice the expected minutes
 	sourcePoll       = "poll"             // in place of Limits.PollStart and Limits.PollInstall
 	sourceKnownHosts = "known_hosts"      // what is done to the management node's: "" nothing, hostKeysOwn or hostKeysShared
 
@@ -298,7 +294,7 @@ const maxExpected = 24 * 60
 // ValidateSource is part of provisioners.Validator.
 func (m *Module) ValidateSource(source map[string]string) error {
 	const field = "image.sources." + Type
-	faults := known(field, source, sourceOSImage, sourceExpected, sourceStart, sourceNoProgress, sourcePoll, sourceKnownHosts)
+	faults := known(field, source, sourceOSImage, sourceExpected, sourceStart, sourceNoProgress, sourceOverall, sourcePoll, sourceKnownHosts)
 	fault := func(key, remedy string) {
 		faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: source[key], Remedy: remedy})
 	}
@@ -310,7 +306,7 @@ func (m *Module) ValidateSource(source map[string]string) error {
 			fault(sourceExpected, fmt.Sprintf("give how many minutes an install takes, 1 to %d, or leave it out", maxExpected))
 		}
 	}
-	for _, key := range []string{sourceStart, sourceNoProgress, sourcePoll} {
+	for _, key := range []string{sourceStart, sourceNoProgress, sourceOverall, sourcePoll} {
 		if _, err := durationOf(source[key]); err != nil {
 			fault(key, "give a duration from 1s to 24h, such as 15m, or leave it out")
 		}

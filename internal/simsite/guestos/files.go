@@ -116,18 +116,30 @@ func cp(_ context.Context, p *process) int {
 	if err != nil {
 		return p.fail(1, "%v", err)
 	}
+	return p.transfer(f, operands, "cannot copy", func(source, to string) error { return p.copyTree(source, to, f) })
+}
+
+// transfer does something with each source and where it goes.
+func (p *process) transfer(f flags, operands []string, complaint string, do func(source, to string) error) int {
 	sources, target, code := p.operands(f, operands)
 	if code != 0 {
 		return code
 	}
-	status := 0
-	for _, source := range sources {
+	return p.all(sources, complaint, func(source string) error {
 		to := p.abs(target)
 		if !f.has("T") {
 			to = p.into(source, target)
 		}
-		if err := p.copyTree(p.abs(source), to, f); err != nil {
-			status = p.fail(1, "cannot copy '%s': %s", source, reason(err))
+		return do(p.abs(source), to)
+	})
+}
+
+// all does something with each operand, complains of those with which it goes wrong, and returns 1 if there are any.
+func (p *process) all(operands []string, complaint string, do func(name string) error) int {
+	status := 0
+	for _, name := range operands {
+		if err := do(name); err != nil {
+			status = p.fail(1, "%s '%s': %s", complaint, name, reason(err))
 		}
 	}
 	return status
@@ -210,24 +222,12 @@ func mv(_ context.Context, p *process) int {
 	if err != nil {
 		return p.fail(1, "%v", err)
 	}
-	sources, target, code := p.operands(f, operands)
-	if code != 0 {
-		return code
-	}
-	status := 0
-	for _, source := range sources {
-		to := p.abs(target)
-		if !f.has("T") {
-			to = p.into(source, target)
-		}
+	return p.transfer(f, operands, "cannot move", func(source, to string) error {
 		if _, err := p.machine.disk.stat(to, false); err == nil && f.has("n") {
-			continue
+			return nil
 		}
-		if err := p.machine.disk.rename(p.abs(source), to); err != nil {
-			status = p.fail(1, "cannot move '%s' to '%s': %s", source, target, reason(err))
-		}
-	}
-	return status
+		return p.machine.disk.rename(source, to)
+	})
 }
 
 func rm(_ context.Context, p *process) int {
@@ -238,25 +238,22 @@ func rm(_ context.Context, p *process) int {
 	if len(operands) == 0 && !f.has("f") {
 		return p.fail(1, "missing operand")
 	}
-	status := 0
-	for _, name := range operands {
+	return p.all(operands, "cannot remove", func(name string) error {
 		if base := path.Base(path.Clean(name)); base == "/" || name == "." || name == ".." {
-			status = p.fail(1, "refusing to remove '%s'", name)
-			continue
+			return errors.New("refusing to remove it")
 		}
 		info, err := p.machine.disk.stat(p.abs(name), false)
 		if err == nil && info.IsDir() && !f.has("r", "R", "d") {
-			status = p.fail(1, "cannot remove '%s': Is a directory", name)
-			continue
+			err = syscall.EISDIR
 		}
 		if err == nil {
 			err = p.machine.disk.remove(p.abs(name), f.has("r", "R"))
 		}
-		if err != nil && !(f.has("f") && errors.Is(err, fs.ErrNotExist)) {
-			status = p.fail(1, "cannot remove '%s': %s", name, reason(err))
+		if f.has("f") && errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
-	}
-	return status
+		return err
+	})
 }
 
 func rmdir(_ context.Context, p *process) int {
@@ -264,8 +261,7 @@ func rmdir(_ context.Context, p *process) int {
 	if err != nil {
 		return p.fail(1, "%v", err)
 	}
-	status := 0
-	for _, name := range operands {
+	return p.all(operands, "failed to remove", func(name string) error {
 		info, err := p.machine.disk.stat(p.abs(name), false)
 		if err == nil && !info.IsDir() {
 			err = syscall.ENOTDIR
@@ -273,11 +269,8 @@ func rmdir(_ context.Context, p *process) int {
 		if err == nil {
 			err = p.machine.disk.remove(p.abs(name), false)
 		}
-		if err != nil {
-			status = p.fail(1, "failed to remove '%s': %s", name, reason(err))
-		}
-	}
-	return status
+		return err
+	})
 }
 
 func mkdir(_ context.Context, p *process) int {
@@ -285,22 +278,18 @@ func mkdir(_ context.Context, p *process) int {
 	if err != nil {
 		return p.fail(1, "%v", err)
 	}
-	status := 0
-	for _, name := range operands {
+	create := p.machine.disk.mkdir
+	if f.has("p") {
+		create = p.machine.disk.mkdirAll
+	}
+	return p.all(operands, "cannot create directory", func(name string) error {
 		_, before := p.machine.disk.stat(p.abs(name), true)
-		if f.has("p") {
-			err = p.machine.disk.mkdirAll(p.abs(name), p.mask(0o777))
-		} else {
-			err = p.machine.disk.mkdir(p.abs(name), p.mask(0o777))
-		}
+		err := create(p.abs(name), p.mask(0o777))
 		if err == nil && f.has("m") && before != nil {
 			err = p.chmodOne(p.abs(name), f.last("m"))
 		}
-		if err != nil {
-			status = p.fail(1, "cannot create directory '%s': %s", name, reason(err))
-		}
-	}
-	return status
+		return err
+	})
 }
 
 func touch(_ context.Context, p *process) int {
@@ -321,22 +310,17 @@ func touch(_ context.Context, p *process) int {
 		}
 		at = info.mtime
 	}
-	status := 0
-	for _, name := range operands {
+	return p.all(operands, "cannot touch", func(name string) error {
 		if _, err := p.machine.disk.stat(p.abs(name), true); err != nil {
 			if f.has("c") {
-				continue
+				return nil
 			}
 			if err := p.machine.disk.writeFile(p.abs(name), nil, p.mask(0o666)); err != nil {
-				status = p.fail(1, "cannot touch '%s': %s", name, reason(err))
-				continue
+				return err
 			}
 		}
-		if err := p.machine.disk.change(p.abs(name), true, func(n *node) { n.mtime = at }); err != nil {
-			status = p.fail(1, "cannot touch '%s': %s", name, reason(err))
-		}
-	}
-	return status
+		return p.machine.disk.change(p.abs(name), true, func(n *node) { n.mtime = at })
+	})
 }
 
 // chmodOne applies an octal or symbolic mode.

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -11,7 +12,10 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"strings"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 // authority is the management node's own CA, which signs its certificate and its clients'.
@@ -69,6 +73,28 @@ func (a *authority) issue(template *x509.Certificate) ([]byte, error) {
 
 func (a *authority) client(cn string) ([]byte, error) {
 	return a.issue(&x509.Certificate{Subject: pkix.Name{CommonName: cn}})
+}
+
+// sharedKey is /etc/xcat/hostkeys/ssh_host_rsa_key: the one SSH host key that xCAT gives to all its nodes.
+type sharedKey struct {
+	private []byte // PEM
+	public  string // as in known_hosts, without names
+}
+
+func newSharedKey() (sharedKey, error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return sharedKey{}, err
+	}
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if err != nil {
+		return sharedKey{}, err
+	}
+	public, err := ssh.NewPublicKey(key.Public())
+	if err != nil {
+		return sharedKey{}, err
+	}
+	return sharedKey{pem.EncodeToMemory(block), strings.TrimSpace(string(ssh.MarshalAuthorizedKey(public)))}, nil
 }
 
 // hostname is the management node's.

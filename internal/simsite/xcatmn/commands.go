@@ -51,10 +51,16 @@ func contents(text string) element {
 // run runs a command.
 func (m *Manager) run(ctx context.Context, r request, write func(response)) {
 	m.mu.Lock()
+	known := true
+	if user := r.Become.User; user != "" {
+		known = m.options.Passwords[user] == r.Become.Password && r.Become.Password != ""
+		r.cn = user
+	}
 	if r.changes() {
 		m.note("%s (%s)", r, r.cn)
 	}
 	allowed := m.allowed(r)
+	knownHosts := slices.Clone(m.knownHosts) // makeknownhosts reads it, and writes it back a while later: there is no lock
 	nodes, unknown := m.nodeRange(r.Nodes)
 	slow := slices.ContainsFunc(nodes, func(n *machine) bool { return n.Mode == Slow }) || m.about(r) != nil && m.about(r).Mode == Slow
 	m.mu.Unlock()
@@ -66,10 +72,13 @@ func (m *Manager) run(ctx context.Context, r request, write func(response)) {
 		return
 	}
 	reads := map[string]func(request, []*machine) []response{"nodeset": m.nodeset, "nodestat": m.nodestat, "nodels": m.nodels,
-		"lsdef": m.lsdef, "tabdump": m.tabdump, "chdef": m.chdef, "makeknownhosts": m.makeknownhosts}
+		"lsdef": m.lsdef, "tabdump": m.tabdump, "chdef": m.chdef,
+		"makeknownhosts": func(r request, nodes []*machine) []response { return m.makeknownhosts(r, nodes, knownHosts) }}
 	bmcs := map[string]func(request, *machine) response{"rpower": m.rpower, "rsetboot": m.rsetboot}
 	plain, asksBMC := reads[r.Command], bmcs[r.Command]
 	switch {
+	case !known:
+		write(refused(r, "Authentication failure"))
 	case !allowed:
 		write(refused(r, "Permission denied for request"))
 	case r.Command == "authcheck":
@@ -84,7 +93,13 @@ func (m *Manager) run(ctx context.Context, r request, write func(response)) {
 	default:
 		m.mu.Lock()
 		answers := plain(r, nodes)
-		m.mu.Unlock()
+		for _, n := range nodes {
+			if r.Command == "nodeset" && r.changes() && n.interrupts(r.Command) {
+				m.unlock()
+				return
+			}
+		}
+		m.unlock()
 		for _, answer := range answers {
 			write(answer)
 		}
@@ -144,8 +159,11 @@ func (m *Manager) bmc(ctx context.Context, r request, nodes []*machine, write fu
 			continue
 		}
 		answer := do(r, n)
-		m.mu.Unlock()
-		write(answer)
+		lost := r.Command == "rpower" && slices.Equal(r.Args, []string{"boot"}) && n.interrupts("rpower boot")
+		m.unlock()
+		if !lost {
+			write(answer)
+		}
 	}
 	if len(dead) == 0 || !m.pause(ctx, bmcTimeout) {
 		return
@@ -220,6 +238,7 @@ func (m *Manager) rsetboot(r request, n *machine) response {
 	case "stat":
 	case "net", "hd":
 		n.device = device
+		n.say("bmc bootdev " + map[string]string{"net": "network", "hd": "disk"}[device])
 	default:
 		return bmcError(n, "unsupported command setboot "+device)
 	}
@@ -275,17 +294,7 @@ func (m *Manager) armOther(n *machine, than string) {
 func (m *Manager) nodestat(r request, nodes []*machine) []response {
 	var answers []response
 	for _, n := range nodes {
-		text := "noping"
-		switch {
-		case n.sshd:
-			text = "sshd"
-		case n.line != "" && m.options.InstallerPort == 3001: // nodestat knows no other port
-			text = n.line
-		case n.pings:
-			text = n.currstate
-		case slices.Contains(r.Args, "-p"):
-			text = "noping(" + power(n.on) + ")"
-		}
+		text := n.services(slices.Contains(r.Args, "-p"))
 		answers = append(answers, ofNode(n.Name, data(text)))
 	}
 	return answers
@@ -299,8 +308,23 @@ func (m *Manager) nodels(_ request, nodes []*machine) []response {
 	return append(answers, counted(len(nodes)))
 }
 
-// makeknownhosts says nothing; that it was called the history tells.
-func (m *Manager) makeknownhosts(request, []*machine) []response { return nil }
+// makeknownhosts writes the shared host key under the nodes' names, or with -d takes it away, in a copy of the file that it has
+// read before. It says nothing.
+func (m *Manager) makeknownhosts(r request, nodes []*machine, lines []string) []response {
+	shared, err := m.hostKey()
+	if err != nil {
+		return []response{failed("/etc/xcat/hostkeys/ssh_host_rsa_key.pub is missing")}
+	}
+	for _, n := range nodes {
+		names := n.Name + "," + n.Name + ".cluster.test," + n.Address
+		lines = slices.DeleteFunc(lines, func(line string) bool { return strings.HasPrefix(line, n.Name+",") })
+		if !slices.Contains(r.Args, "-d") {
+			lines = append(lines, names+" "+shared.public+" ")
+		}
+	}
+	m.knownHosts = lines
+	return nil
+}
 
 func counted(nodes int, elements ...element) response {
 	return from(append(elements, element{name: "numofnodes", text: fmt.Sprint(nodes)})...)
@@ -363,13 +387,18 @@ func (m *Manager) definition(kind, name string) map[string]string {
 	if kind != "node" || n == nil {
 		return nil
 	}
+	if now := time.Now(); n.Mode == StaleCache && n.cached != nil && now.Before(n.cachedAt.Add(m.scaled(cacheTime))) {
+		return n.cached
+	}
 	status := n.status
 	if n.reads++; n.Mode == BlankStatus && n.reads%2 == 0 {
 		status = ""
 	}
-	return map[string]string{"groups": "all,compute", "mac": n.MAC, "mgt": "ipmi", "bmc": n.Name + "-bmc", "arch": "x86_64", "netboot": "xnba",
+	n.cachedAt = time.Now()
+	n.cached = map[string]string{"groups": "all,compute", "mac": n.MAC, "mgt": "ipmi", "bmc": n.Name + "-bmc", "arch": "x86_64", "netboot": "xnba",
 		"ip": n.Address, "os": m.images[n.provmethod].os, "currstate": n.currstate, "currchain": "", "provmethod": n.provmethod,
 		"status": status, "statustime": n.statustime, "usercomment": n.remark, "installnic": "mac", "primarynic": "mac"}
+	return n.cached
 }
 
 func (m *Manager) tabdump(r request, _ []*machine) []response {

@@ -18,7 +18,8 @@ const (
 	idleLimit   = 15 * time.Second // without a request
 	handshake   = 10 * time.Second
 	answerTime  = 300 * time.Millisecond // of a usual command
-	slowTime    = 20 * time.Second
+	slowTime    = 30 * time.Second
+	cacheTime   = 5 * time.Second  // how old what lsdef tells may be
 	restartTime = 10 * time.Second // how long a restarting xcatd refuses
 )
 
@@ -45,6 +46,10 @@ func (m *Manager) serve(listener net.Listener) {
 func (m *Manager) drop() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.dropLocked()
+}
+
+func (m *Manager) dropLocked() {
 	if m.listener != nil {
 		m.listener.Close()
 		m.listener = nil
@@ -87,6 +92,10 @@ type request struct {
 	Args    []string `xml:"arg"`
 	TransID string   `xml:"transid"`
 	Abort   string   `xml:"abortcommand"`
+	Become  struct {
+		User     string `xml:"username"`
+		Password string `xml:"password"`
+	} `xml:"becomeuser"`
 
 	cn string // who asks; "" is nobody
 }

@@ -28,9 +28,12 @@ type machine struct {
 	manager *Manager
 
 	currstate, provmethod      string
-	stamped                    time.Time // the last statustime
-	status, statustime, remark string    // remark is the attribute usercomment
-	reads                      int       // of the status by lsdef
+	stamped                    time.Time         // the last statustime
+	status, statustime, remark string            // remark is the attribute usercomment
+	reads                      int               // of the status by lsdef
+	cached                     map[string]string // what lsdef tells while the mode is StaleCache
+	cachedAt                   time.Time
+	restarted                  map[string]bool // in what xcatd has restarted since the mode was set to Restarts
 
 	on     bool
 	device string // what the BMC boots from next, once: net, hd or ""
@@ -76,7 +79,7 @@ func (n *machine) say(text string) { n.manager.note("%s: %s", n.Name, text) }
 // with runs something under the lock unless ctx has ended: the power is gone then, and with it who asks.
 func (n *machine) with(ctx context.Context, do func()) bool {
 	n.manager.mu.Lock()
-	defer n.manager.mu.Unlock()
+	defer n.manager.unlock()
 	if ctx.Err() != nil {
 		return false
 	}
@@ -96,7 +99,7 @@ func (n *machine) halt() {
 func (n *machine) powerOff() {
 	n.counts.PowerOffs++
 	n.on = false
-	n.say("power off")
+	n.say("bmc power off")
 	n.halt()
 }
 
@@ -104,10 +107,10 @@ func (n *machine) powerOff() {
 func (n *machine) powerOn() {
 	if n.on {
 		n.counts.Resets++
-		n.say("reset")
+		n.say("bmc reset")
 	} else {
 		n.counts.PowerOns++
-		n.say("power on")
+		n.say("bmc power on")
 	}
 	n.begin()
 }
@@ -136,6 +139,9 @@ func (n *machine) run(ctx context.Context) {
 		var image, lost string
 		if !n.with(ctx, func() {
 			fromNet := n.device == "net" || n.device == "" && n.NetworkFirst
+			if n.device == "net" {
+				n.say("POST, boot override network")
+			}
 			n.device = ""
 			if !fromNet {
 				return
@@ -177,24 +183,30 @@ func (n *machine) install(ctx context.Context, image string) bool {
 		if mode = n.Mode; mode == HangsOnce && n.installs == 1 {
 			mode = Hangs
 		}
-		n.say("PXE -> installer: " + image)
+		n.say("PXE -> installer: #" + n.currstate)
 		n.disk = "" // it is partitioned anew
-		n.pings, n.line = true, "installing prep"
+		n.pings = true
 	}) {
 		return false
 	}
-	away := n.installer(ctx)
-	defer away()
 	if mode != NeverCallsBack {
 		n.tell(ctx, "installstatus installing")
+	}
+	away := n.installer(ctx)
+	defer away()
+	if !n.with(ctx, func() { n.line = "installing prep" }) {
+		return false
 	}
 	for _, line := range []string{"installing glibc (10%)", "installing kernel (40%)", "installing openssh-server (80%)", "installing post scripts"} {
 		if !n.manager.pause(ctx, stepTime) || !n.with(ctx, func() { n.line = line }) {
 			return false
 		}
 		if mode == Hangs && line == "installing kernel (40%)" {
-			n.with(ctx, func() { n.say("hangs in the installer") })
+			n.with(ctx, func() { n.say("HANG in installer") })
 			return n.held(ctx)
+		}
+		if line == "installing kernel (40%)" {
+			n.with(ctx, func() { n.interrupts("install") })
 		}
 	}
 	if !n.manager.pause(ctx, stepTime) {
@@ -202,7 +214,7 @@ func (n *machine) install(ctx context.Context, image string) bool {
 	}
 	if mode == PostFails {
 		n.tell(ctx, "installstatus failed")
-		n.with(ctx, func() { n.say("post script failed, stays in the installer") })
+		n.with(ctx, func() { n.say("post script failed, node stays in installer") })
 		return n.held(ctx)
 	}
 	if !n.with(ctx, func() { n.disk = image }) {
@@ -216,6 +228,39 @@ func (n *machine) install(ctx context.Context, image string) bool {
 		n.say("installed, rebooting")
 		n.pings, n.line = false, ""
 	})
+}
+
+// services returns what nodestat sees of the node; with power also whether it is on. The lock is held.
+func (n *machine) services(withPower bool) string {
+	switch {
+	case n.sshd:
+		return "sshd"
+	case n.line != "" && n.manager.options.InstallerPort == 3001: // nodestat knows no other port
+		return n.line
+	case n.pings:
+		return n.currstate
+	case withPower:
+		return "noping(" + power(n.on) + ")"
+	default:
+		return "noping"
+	}
+}
+
+// interrupts restarts xcatd, once for each thing that it is doing for a node whose mode says so. It returns whether it did:
+// the answer of what it is doing is lost then. The lock is held.
+func (n *machine) interrupts(doing string) bool {
+	if n.Mode != Restarts || n.restarted[doing] {
+		return false
+	}
+	if n.restarted == nil {
+		n.restarted = map[string]bool{}
+	}
+	n.restarted[doing] = true
+	m := n.manager
+	m.note("xcatd restarts in %s", doing)
+	m.dropLocked()
+	m.running.Go(func() { _ = m.Restart() })
+	return true
 }
 
 // held keeps the installer up until the power goes.
@@ -262,7 +307,7 @@ func (n *machine) bootDisk(ctx context.Context) {
 			n.say("no system on the disk")
 			return
 		}
-		n.say("boots from disk: " + image)
+		n.say("boot from disk")
 		n.pings = true
 	}) || image == "" {
 		return
@@ -278,11 +323,23 @@ func (n *machine) bootDisk(ctx context.Context) {
 	if !n.manager.pause(ctx, wait) {
 		return
 	}
+	boot, keys := Boot{OSImage: image}, "of its own"
+	if mode != OwnHostKeys {
+		keys = "from /etc/xcat/hostkeys"
+		if n.OS != nil {
+			shared, err := n.manager.hostKey()
+			if err != nil {
+				n.with(ctx, func() { n.say("no shared host key: " + err.Error()) })
+				return
+			}
+			boot.HostKey = shared.private
+		}
+	}
 	if n.OS != nil {
-		stop := n.OS(image)
+		stop := n.OS(boot)
 		defer stop()
 	}
-	if !n.with(ctx, func() { n.sshd = true; n.say("sshd up") }) {
+	if !n.with(ctx, func() { n.sshd = true; n.say("sshd up, keys " + keys) }) {
 		return
 	}
 	if !silent {
@@ -315,6 +372,7 @@ func (n *machine) tell(ctx context.Context, line string) {
 	for range noteTries {
 		err := send()
 		if err == nil {
+			n.with(ctx, func() { n.say("3002 '" + line + "' -> done") })
 			return
 		}
 		n.with(ctx, func() { n.say("the monitor port did not take " + strconv.Quote(line) + ": " + err.Error()) })

@@ -46,11 +46,13 @@ func (m *Manager) hear(conn net.Conn) {
 	if err != nil {
 		return
 	}
+	m.mu.Lock()
+	defer m.unlock()
 	// It says that it is done before it does it. A node that is gone by then does not matter.
 	_, _ = io.WriteString(conn, "done\n")
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n.say("3002 " + strings.TrimSpace(line))
+	if n.Mode == MonitorHangs {
+		return
+	}
 	words := strings.Fields(line)
 	switch {
 	case len(words) == 0:

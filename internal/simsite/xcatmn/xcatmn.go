@@ -35,14 +35,18 @@ const (
 	BMCDead        Mode = "bmc-dead"         // rpower and rsetboot time out after 14 s
 	BMCRefuses     Mode = "bmc-refuses"      // the BMC answers, and does not power on
 	BlankStatus    Mode = "blank-status"     // each second lsdef says that the status is blank
-	Slow           Mode = "slow"             // each command takes 20 s
+	StaleCache     Mode = "stale-cache"      // lsdef tells what was so up to 5 s ago
+	Slow           Mode = "slow"             // each command takes 30 s
+	Restarts       Mode = "xcatd-restarts"   // xcatd restarts in nodeset, in rpower boot and while the node installs; what was asked is done
+	MonitorHangs   Mode = "monitor-hangs"    // the monitor port takes its notes, and nothing comes of them
+	OwnHostKeys    Mode = "own-host-keys"    // its OS has SSH host keys of its own, not the management node's shared ones
 	OtherAdminArms Mode = "other-admin-arms" // somebody arms another osimage right after each nodeset
 )
 
 // Modes returns all modes.
 func Modes() []Mode {
 	return []Mode{Works, NoPXE, PXELostOnce, PXELostTwice, Hangs, HangsOnce, PostFails, NextLost, NeverCallsBack, SlowSSHD, BMCDead,
-		BMCRefuses, BlankStatus, Slow, OtherAdminArms}
+		BMCRefuses, BlankStatus, StaleCache, Slow, Restarts, MonitorHangs, OwnHostKeys, OtherAdminArms}
 }
 
 // Node is one machine.
@@ -59,9 +63,17 @@ type Node struct {
 	Disk string
 	// On says that it is powered on at first.
 	On bool
-	// OS starts what is on the node's disk, and returns what stops it. It is called each time the node boots from its disk,
-	// with the osimage that is there; stop is called when its power goes. It may be nil.
-	OS func(osimage string) (stop func())
+	// OS starts what is on the node's disk, and returns what stops it. It is called each time the node boots from its disk;
+	// stop is called when its power goes. It may be nil.
+	OS func(Boot) (stop func())
+}
+
+// Boot is what a node boots from its disk.
+type Boot struct {
+	OSImage string
+	// HostKey is the management node's shared SSH host key, PEM, which the installer has put there; nil if the system has keys
+	// of its own.
+	HostKey []byte
 }
 
 // Row is a row of the table policy: who may do what.
@@ -82,6 +94,8 @@ type Options struct {
 	// Speed divides all times of the machines and of the commands; 0 is 1: an install then takes ten minutes.
 	Speed  float64
 	Policy []Row // with no row that allows it a command is refused
+	// Passwords are those of the table passwd, key xcat, by user: a request may name one (becomeuser) in place of a certificate.
+	Passwords map[string]string
 }
 
 // Manager is a running management node.
@@ -104,7 +118,11 @@ type Manager struct {
 	conns      map[net.Conn]struct{}
 	mostArmed  int
 	history    []string
+	knownHosts []string       // lines of root's known_hosts
+	observe    func(*machine) // called for each node after each change, if it is not nil; the lock is held
 	restarting sync.Mutex
+
+	hostKey func() (sharedKey, error)
 }
 
 // Counts is what a node has been told and has done.
@@ -136,7 +154,8 @@ func Start(ctx context.Context, options Options) (*Manager, error) {
 	if options.Speed < 0 {
 		return nil, fmt.Errorf("xcatmn: speed %g is no factor: give one above 0", options.Speed)
 	}
-	m := &Manager{options: options, nodes: map[string]*machine{}, images: map[string]osimage{}, conns: map[net.Conn]struct{}{}}
+	m := &Manager{options: options, nodes: map[string]*machine{}, images: map[string]osimage{}, conns: map[net.Conn]struct{}{},
+		hostKey: sync.OnceValues(newSharedKey)}
 	for _, name := range options.OSImages {
 		image, err := parseOSImage(name)
 		if err != nil {
@@ -259,7 +278,7 @@ func (m *Manager) SetMode(node string, mode Mode) error {
 	if n == nil || !slices.Contains(Modes(), mode) {
 		return fmt.Errorf("xcatmn: no node %q or no mode %q: name a node and one of %v", node, mode, Modes())
 	}
-	n.Mode, n.netBoots, n.installs = mode, 0, 0
+	n.Mode, n.netBoots, n.installs, n.restarted = mode, 0, 0, nil
 	return nil
 }
 
@@ -308,6 +327,23 @@ func (m *Manager) History() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.history)
+}
+
+// KnownHosts returns the lines of the management node's known_hosts that makeknownhosts has written.
+func (m *Manager) KnownHosts() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.knownHosts)
+}
+
+// unlock releases the lock after a change.
+func (m *Manager) unlock() {
+	if m.observe != nil {
+		for _, n := range m.nodes {
+			m.observe(n)
+		}
+	}
+	m.mu.Unlock()
 }
 
 // note adds a line to the history. The lock is held.

@@ -22,7 +22,8 @@ const rocky = "rocky9.4-x86_64-install-compute"
 // start returns a management node like the one that the transcripts were taken of: four nodes, the last with a dead BMC.
 func start(t *testing.T, changes ...func(*Options)) *Manager {
 	t.Helper()
-	options := Options{Speed: 1000, OSImages: []string{rocky, "alma9-x86_64-install-compute"}, Policy: []Row{{CN: "root"}, {CN: "reader", Commands: []string{"lsdef"}}}}
+	options := Options{Speed: 1000, OSImages: []string{rocky, "alma9-x86_64-install-compute"}, Policy: []Row{{CN: "root"}, {CN: "reader", Commands: []string{"lsdef"}}},
+		Passwords: map[string]string{"vclws": "vclpw"}}
 	for i := range 4 {
 		options.Nodes = append(options.Nodes, Node{Name: fmt.Sprintf("n%02d", i+1), Address: fmt.Sprintf("127.0.17.%d", 11+i)})
 	}
@@ -107,8 +108,8 @@ func TestAnswersAreThoseOfARealXcatd(t *testing.T) {
 	replayed := 0
 	for _, section := range strings.Split(string(text), "##### ")[1:] {
 		title, rest, _ := strings.Cut(section, "\n")
-		if strings.HasPrefix(title, "NO NEWLINE") || strings.Contains(title, "becomeuser") {
-			continue // the first has a test of its own; there are no passwords here
+		if strings.HasPrefix(title, "NO NEWLINE") {
+			continue // it has a test of its own
 		}
 		var request, answer strings.Builder
 		into := &strings.Builder{}
@@ -123,7 +124,7 @@ func TestAnswersAreThoseOfARealXcatd(t *testing.T) {
 			}
 		}
 		cn := "root"
-		if strings.Contains(title, "no client cert") {
+		if strings.Contains(title, "no client cert") || strings.HasPrefix(title, "no cert") {
 			cn = ""
 		}
 		got := ask(t, m, cn, strings.TrimSuffix(request.String(), "\n"))
@@ -169,6 +170,18 @@ func TestCommandsSayWhatTheySay(t *testing.T) {
 	require.Equal(t, 1, m.MostArmed())
 }
 
+func TestMakeknownhostsWritesTheSharedKeyUnderANodesNames(t *testing.T) {
+	t.Parallel()
+	m := start(t)
+	for range 2 { // the old line goes
+		ask(t, m, "root", order("makeknownhosts"))
+		require.Len(t, m.KnownHosts(), 1)
+		require.Regexp(t, `^n01,n01\.cluster\.test,127\.0\.17\.11 ssh-rsa AAAA\S+ $`, m.KnownHosts()[0])
+	}
+	ask(t, m, "root", order("makeknownhosts", "-d"))
+	require.Empty(t, m.KnownHosts())
+}
+
 func TestThePolicyDeniesWhatNoRowAllows(t *testing.T) {
 	t.Parallel()
 	m := start(t)
@@ -190,7 +203,7 @@ func TestARequestWithoutANewlineIsWaitedFor(t *testing.T) {
 
 func TestOnlyAnAbortStopsACommand(t *testing.T) {
 	t.Parallel()
-	m := start(t, func(o *Options) { o.Nodes[0].Mode, o.Nodes[1].Mode, o.Speed = Slow, Slow, 10 }) // a command takes two seconds
+	m := start(t, func(o *Options) { o.Nodes[0].Mode, o.Nodes[1].Mode, o.Speed = Slow, Slow, 10 }) // a command takes three seconds
 	told := func(command string) func() bool {
 		return func() bool {
 			return slices.ContainsFunc(m.History(), func(line string) bool { return strings.HasPrefix(line, command) })
@@ -238,8 +251,8 @@ func TestTheSystemOfANodeFollowsItsPower(t *testing.T) {
 	t.Parallel()
 	events := make(chan string, 10)
 	m := start(t, func(o *Options) {
-		o.Nodes[0].OS = func(image string) func() {
-			events <- "starts " + image
+		o.Nodes[0].OS = func(boot Boot) func() {
+			events <- "starts " + boot.OSImage
 			return func() { events <- "stops" }
 		}
 	})

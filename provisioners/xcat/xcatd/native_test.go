@@ -293,6 +293,34 @@ func TestAnAnswerCountsOnlyWhole(t *testing.T) {
 	}
 }
 
+func TestWhatPeopleWriteIntoATableIsNoError(t *testing.T) {
+	const comment = "rack 7, Error: psu 2"
+	for _, tools := range []bool{false, true} {
+		row, object := `"n01","all","booted","11-23-2026 18:15:38",,,,,,,,"`+comment+`",`, "    usercomment="+comment
+		client := NewClient(transportFunc(func(_ context.Context, command Command) (Answer, error) {
+			lines := map[string][]string{"tabdump": {"#node,groups,status,statustime,appstatus,appstatustime,primarysn,hidden,updatestatus,updatestatustime,zonename,comments,disable", row},
+				"lsdef": {"Object name: n01", object}}[command.Name]
+			if tools {
+				return read(command, Output{Stdout: strings.Join(lines, "\n") + "\n"}), nil
+			}
+			answer := Answer{Done: true}
+			for _, line := range lines {
+				answer.Lines = append(answer.Lines, Line{Text: line})
+			}
+			return answer, nil
+		}), 0)
+		status, err := client.Status(soon(t), "n01")
+		require.NoError(t, err)
+		require.Equal(t, comment, status.Comment)
+		node, err := client.Node(soon(t), "n01", "usercomment")
+		require.NoError(t, err)
+		require.Equal(t, comment, node["usercomment"])
+		row = "Error: [mn]: no such table"
+		_, err = client.Status(soon(t), "n01")
+		require.Equal(t, Other, KindOf(err), "%v", err)
+	}
+}
+
 func TestACancelAbortsTheCommandAndWaitsForItsEnd(t *testing.T) {
 	asked, ended := make(chan struct{}), make(chan struct{})
 	aborted := make(chan string, 1)
@@ -348,8 +376,8 @@ func TestTheDeadlineOfACommandFollowsItsKind(t *testing.T) {
 		command Command
 		want    time.Duration
 	}{
-		{Command{Name: "tabdump"}, 30 * time.Second},
-		{Command{Name: "nodeset", Args: []string{"stat"}}, 30 * time.Second},
+		{Command{Name: "tabdump"}, 45 * time.Second},
+		{Command{Name: "nodeset", Args: []string{"stat"}}, 45 * time.Second},
 		{Command{Name: "nodeset", Args: []string{"osimage=x"}}, 60 * time.Second},
 		{Command{Name: "rpower", Args: []string{"stat"}}, 90 * time.Second},
 		{Command{Name: "rsetboot"}, 90 * time.Second},

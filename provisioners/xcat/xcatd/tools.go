@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // DefaultPath is where the command-line tools stand on a management node.
@@ -16,8 +17,9 @@ const DefaultPath = "/opt/xcat/bin:/opt/xcat/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 // Tools runs xCAT's command-line tools, for sites that close port 3001: on this machine, or by SSH on the management node.
 // No shell reads what it runs: words are handed over one by one, and where sshd gives them to a shell they are quoted.
 //
-// A command that is aborted gets SIGTERM, at which xCAT's tools send their daemon an abort. By SSH it is the ssh client that
-// gets it: the command on the management node may run to its end.
+// A command that is aborted gets SIGTERM, at which xCAT's tools send their daemon an abort. By SSH nothing reaches it: sshd leaves
+// a command whose client is gone running, and it would do its work behind the back of who undoes it. So its end is waited for,
+// up to remoteLimit.
 type Tools struct {
 	// SSH is how the management node is reached, program first: {"ssh", "-o", "BatchMode=yes", "root@mn"}. Empty: the tools
 	// stand on this machine.
@@ -93,6 +95,9 @@ func (t *Tools) Execute(ctx context.Context, words []string, input []byte) (Outp
 	process := exec.CommandContext(ctx, words[0], words[1:]...)
 	process.Cancel = func() error { return process.Process.Signal(syscall.SIGTERM) }
 	process.WaitDelay = abortLimit
+	if len(t.SSH) > 0 {
+		process.Cancel, process.WaitDelay = func() error { return nil }, remoteLimit
+	}
 	process.Stdout, process.Stderr = &stdout, &stderr
 	if input != nil {
 		process.Stdin = bytes.NewReader(input)
@@ -111,6 +116,9 @@ func (t *Tools) Execute(ctx context.Context, words []string, input []byte) (Outp
 	}
 	return output, errors.Join(err, errors.New(strings.TrimSpace(output.Stderr)))
 }
+
+// remoteLimit is how long a command that runs by SSH is waited for once it is of no use any more: a dead BMC takes 14 s.
+const remoteLimit = 20 * time.Second
 
 // maxCode is the highest exit code that is a program's own: a shell says 128 and more for one that a signal has ended, and
 // ssh 255 when it is the connection that failed (ssh(1), EXIT STATUS).
