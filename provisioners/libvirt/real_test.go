@@ -546,7 +546,7 @@ func TestADaemonThatIsKilledInTheMiddleIsAFault(t *testing.T) {
 				_, err = m.Load(within(t), request, &reporter{at: func(name, detail string) {
 					if name == stage && !killed && (stage != stageFetch || strings.HasPrefix(detail, "to the host")) {
 						killed = true
-						out, err := exec.Command("bash", "-c", "pkill -KILL --ns $(cat /tmp/lv/pid) -x libvirtd || kill -9 $(pgrep -x libvirtd)").CombinedOutput()
+						out, err := exec.Command("bash", "-c", "kill -9 $(pgrep -P $(pgrep -P $(cat /tmp/lv/pid)) -x libvirtd)").CombinedOutput()
 						t.Log(string(out), err)
 					}
 				}})
