@@ -199,7 +199,7 @@ func TestEveryFaultOfTheEnvironmentIsInOneList(t *testing.T) {
 	require.Empty(t, stdout.String())
 	for _, line := range []string{
 		"worker: 11 faults, nothing was started:",
-		`BERTH_PROVISIONERS is "vmwar": this worker has modules for: vmware, xcat; did you mean vmware?`,
+		`BERTH_PROVISIONERS is "vmwar": this worker has modules for: vmware, xcat, libvirt; did you mean vmware?`,
 		`BERTH_WORKFLOWS is "perhaps": write true or false`,
 		`BERTH_LOG_LEVEL is "loud": write one of debug, info, warn, error`,
 		`BERTH_LOG_FORMAT is "xml": write json or console`,
