@@ -26,7 +26,7 @@ chroot "$tree" /bin/busybox --list | while read -r applet; do
 done
 ln -s /bin/busybox "$root/sbin/init"
 ln -s /bin/busybox "$root/sbin/modprobe"
-programs=(/usr/sbin/sshd /usr/sbin/nft /usr/sbin/chpasswd)
+programs=(/usr/sbin/sshd /usr/bin/ssh-keygen /usr/sbin/nft /usr/sbin/chpasswd)
 for program in "${programs[@]}"; do
   cp "$tree$program" "$root$program"
   chroot "$tree" ldd "$program" | grep -oE '/[^ ]+' | while read -r library; do
