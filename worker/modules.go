@@ -272,8 +272,8 @@ func hosts(sites []catalog.Site, store *secrets.Store, dialer *ssh.Dialer) []lib
 		all = append(all, libvirt.Site{
 			Name: s.Name, URI: s.Libvirt.URI, CAFile: s.Libvirt.CAFile, ServerName: s.Libvirt.ServerName,
 			Certificate: func() ([]byte, error) { return store.Bytes(s.Libvirt.Credential) },
-			Key:     func() (xssh.Signer, error) { return dialer.Signer(s.Libvirt.Credential) },
-			HostKey: s.Libvirt.HostKey, KnownHostsFile: s.Libvirt.KnownHosts,
+			Key:         func() (xssh.Signer, error) { return dialer.Signer(s.Libvirt.Credential) },
+			HostKey:     s.Libvirt.HostKey, KnownHostsFile: s.Libvirt.KnownHosts,
 			Pool: s.Libvirt.Pool, Accel: s.Libvirt.Accel, Loads: s.Libvirt.Loads,
 		})
 	}

@@ -161,7 +161,6 @@ func (l *load) round(ctx context.Context) (provisioners.Loaded, error) {
 	if err := l.host.clear(ctx, l.request.Reservation.Computer.Name, vm, l.pool, "", l.report.Confirm); err != nil {
 		return provisioners.Loaded{}, err
 	}
-	l.report.Stage(stageFetch, "image "+l.request.Reservation.Image.String())
 	master, err := l.master(ctx, l.pool)
 	if err != nil {
 		return provisioners.Loaded{}, err

@@ -91,6 +91,7 @@ func (l *load) master(ctx context.Context, p *pool) (master, error) {
 		return master{}, err
 	}
 	if v == nil {
+		l.report.Stage(stageFetch, w.sha256[:digestInName])
 		leave, there, err := l.enterFetch(ctx, p, w)
 		if err != nil {
 			return master{}, err

@@ -281,17 +281,14 @@ func (p *pool) remove(ctx context.Context, name string) error {
 }
 
 // upload writes what r yields into a volume, from an offset on. What it has written when it fails stands in the volume. An
-// error of r's own comes as it is.
+// error of r's own comes as it is, once all that came before it has been written.
 func (p *pool) upload(ctx context.Context, v rpc.StorageVol, r io.Reader, offset uint64) error {
 	source := &faultyReader{Reader: r}
 	err := p.host.stream(ctx, func(l *rpc.Libvirt) error { return l.StorageVolUpload(v, source, offset, 0, 0) })
-	if source.err != nil && ctx.Err() == nil {
+	if err == nil {
 		return source.err
 	}
-	if err != nil {
-		return p.full(ctx, fmt.Errorf("site %s: write into volume %s/%s: %w", p.host.site.Name, p.name(), v.Name, err))
-	}
-	return nil
+	return p.full(ctx, fmt.Errorf("site %s: write into volume %s/%s: %w", p.host.site.Name, p.name(), v.Name, err))
 }
 
 // write writes the whole of a small volume.
@@ -299,7 +296,8 @@ func (p *pool) write(ctx context.Context, v rpc.StorageVol, text []byte) error {
 	return p.upload(ctx, v, bytes.NewReader(text), 0)
 }
 
-// faultyReader remembers the error with which its reader ended.
+// faultyReader remembers the error with which its reader ended, and ends well: libvirt throws away what it has not written
+// yet of a stream that is broken off.
 type faultyReader struct {
 	io.Reader
 	err error
@@ -308,7 +306,7 @@ type faultyReader struct {
 func (r *faultyReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
 	if err != nil && err != io.EOF {
-		r.err = err
+		r.err, err = err, io.EOF
 	}
 	return n, err
 }
