@@ -83,7 +83,7 @@ func Build(ctx context.Context, o Options) (*Images, error) {
 	if o.Say == nil {
 		o.Say = func(string) {}
 	}
-	key, err := recipeKey()
+	key, err := recipeKey(func(name string) bool { return !smallOnly(name) })
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,12 @@ func (i *Images) SmallWith(ctx context.Context, files map[string]string) (Image,
 }
 
 func (i *Images) small(ctx context.Context, files map[string]string) (Image, error) {
+	key, err := recipeKey(smallOnly)
+	if err != nil {
+		return Image{}, err
+	}
 	sum := sha256.New()
+	fmt.Fprintln(sum, key)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		fmt.Fprintf(sum, "%q %q\n", name, files[name])
 	}
@@ -302,11 +307,16 @@ func read(path string) (Image, error) {
 	return Image{Path: path, SHA256: strings.TrimSpace(string(sum)), Size: info.Size()}, nil
 }
 
-// recipeKey is the digest of all that the images are made by.
-func recipeKey() (string, error) {
+// smallOnly says whether a file of the recipe is only of use when the small guest's disk is made from parts that are there.
+func smallOnly(name string) bool {
+	return strings.HasPrefix(name, "recipe/small/root/") || name == "recipe/small.sh"
+}
+
+// recipeKey is the digest of the files that images are made by.
+func recipeKey(counts func(name string) bool) (string, error) {
 	sum := sha256.New()
 	err := fs.WalkDir(recipe, "recipe", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
+		if err != nil || entry.IsDir() || !counts(name) {
 			return err
 		}
 		text, err := recipe.ReadFile(name)

@@ -104,7 +104,7 @@ func initProcess() (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	program, err := os.StartProcess(self, os.Args, &os.ProcAttr{
-		Env:   append((&exec.Cmd{}).Environ(), EnvStage+"="+stageInside), // the last one of a name counts
+		Env:   (&exec.Cmd{Env: append((&exec.Cmd{}).Environ(), EnvStage+"="+stageInside)}).Environ(), // the last one of a name counts
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 	})
 	if err != nil {
