@@ -67,6 +67,20 @@ func (e *MissingError) Error() string {
 	return "the guests' images take programs that are not here; on Debian: apt-get install --no-install-recommends " + strings.Join(e.Packages, " ")
 }
 
+// Check returns a *MissingError that names the Debian packages that building takes and this machine lacks; nil if none.
+func Check() error {
+	var missing []string
+	for _, need := range [][2]string{{"debootstrap", "debootstrap"}, {"mke2fs", "e2fsprogs"}, {"sfdisk", "fdisk"}, {"qemu-img", "qemu-utils"}} {
+		if _, err := exec.LookPath(need[0]); err != nil {
+			missing = append(missing, need[1])
+		}
+	}
+	if len(missing) > 0 {
+		return &MissingError{Packages: missing}
+	}
+	return nil
+}
+
 // Build returns both images, and builds them first where the cache has none of this recipe. Several processes may call it
 // at once: one builds.
 func Build(ctx context.Context, o Options) (*Images, error) {
@@ -204,14 +218,8 @@ func (i *Images) workshop() (work, scripts string, err error) {
 	if os.Geteuid() != 0 {
 		return "", "", errors.New("images are built by root: run it as root")
 	}
-	var missing []string
-	for _, need := range [][2]string{{"debootstrap", "debootstrap"}, {"mke2fs", "e2fsprogs"}, {"sfdisk", "fdisk"}, {"qemu-img", "qemu-utils"}} {
-		if _, err := exec.LookPath(need[0]); err != nil {
-			missing = append(missing, need[1])
-		}
-	}
-	if len(missing) > 0 {
-		return "", "", &MissingError{Packages: missing}
+	if err := Check(); err != nil {
+		return "", "", err
 	}
 	if work, err = os.MkdirTemp(i.options.Dir, "build."); err != nil {
 		return "", "", err
