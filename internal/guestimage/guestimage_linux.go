@@ -67,6 +67,20 @@ func (e *MissingError) Error() string {
 	return "the guests' images take programs that are not here; on Debian: apt-get install --no-install-recommends " + strings.Join(e.Packages, " ")
 }
 
+// Check returns a *MissingError that names the Debian packages that building takes and this machine lacks; nil if none.
+func Check() error {
+	var missing []string
+	for _, need := range [][2]string{{"debootstrap", "debootstrap"}, {"mke2fs", "e2fsprogs"}, {"sfdisk", "fdisk"}, {"qemu-img", "qemu-utils"}} {
+		if _, err := exec.LookPath(need[0]); err != nil {
+			missing = append(missing, need[1])
+		}
+	}
+	if len(missing) > 0 {
+		return &MissingError{Packages: missing}
+	}
+	return nil
+}
+
 // Build returns both images, and builds them first where the cache has none of this recipe. Several processes may call it
 // at once: one builds.
 func Build(ctx context.Context, o Options) (*Images, error) {
@@ -83,7 +97,7 @@ func Build(ctx context.Context, o Options) (*Images, error) {
 	if o.Say == nil {
 		o.Say = func(string) {}
 	}
-	key, err := recipeKey()
+	key, err := recipeKey(func(name string) bool { return !smallOnly(name) })
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +136,12 @@ func (i *Images) SmallWith(ctx context.Context, files map[string]string) (Image,
 }
 
 func (i *Images) small(ctx context.Context, files map[string]string) (Image, error) {
+	key, err := recipeKey(smallOnly)
+	if err != nil {
+		return Image{}, err
+	}
 	sum := sha256.New()
+	fmt.Fprintln(sum, key)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		fmt.Fprintf(sum, "%q %q\n", name, files[name])
 	}
@@ -199,14 +218,8 @@ func (i *Images) workshop() (work, scripts string, err error) {
 	if os.Geteuid() != 0 {
 		return "", "", errors.New("images are built by root: run it as root")
 	}
-	var missing []string
-	for _, need := range [][2]string{{"debootstrap", "debootstrap"}, {"mke2fs", "e2fsprogs"}, {"sfdisk", "fdisk"}, {"qemu-img", "qemu-utils"}} {
-		if _, err := exec.LookPath(need[0]); err != nil {
-			missing = append(missing, need[1])
-		}
-	}
-	if len(missing) > 0 {
-		return "", "", &MissingError{Packages: missing}
+	if err := Check(); err != nil {
+		return "", "", err
 	}
 	if work, err = os.MkdirTemp(i.options.Dir, "build."); err != nil {
 		return "", "", err
@@ -302,11 +315,16 @@ func read(path string) (Image, error) {
 	return Image{Path: path, SHA256: strings.TrimSpace(string(sum)), Size: info.Size()}, nil
 }
 
-// recipeKey is the digest of all that the images are made by.
-func recipeKey() (string, error) {
+// smallOnly says whether a file of the recipe is only of use when the small guest's disk is made from parts that are there.
+func smallOnly(name string) bool {
+	return strings.HasPrefix(name, "recipe/small/root/") || name == "recipe/small.sh"
+}
+
+// recipeKey is the digest of the files that images are made by.
+func recipeKey(counts func(name string) bool) (string, error) {
 	sum := sha256.New()
 	err := fs.WalkDir(recipe, "recipe", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
+		if err != nil || entry.IsDir() || !counts(name) {
 			return err
 		}
 		text, err := recipe.ReadFile(name)

@@ -104,7 +104,7 @@ func initProcess() (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	program, err := os.StartProcess(self, os.Args, &os.ProcAttr{
-		Env:   append((&exec.Cmd{}).Environ(), EnvStage+"="+stageInside), // the last one of a name counts
+		Env:   (&exec.Cmd{Env: append((&exec.Cmd{}).Environ(), EnvStage+"="+stageInside)}).Environ(), // the last one of a name counts
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 	})
 	if err != nil {
@@ -151,7 +151,32 @@ func furnish() error {
 			return fmt.Errorf("hide %s: %w", folder, err)
 		}
 	}
+	if err := addAccount("passwd", "libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin"); err != nil {
+		return err
+	}
+	if err := addAccount("group", "libvirt-qemu:x:64055:"); err != nil {
+		return err
+	}
 	return interfaceUp("lo")
+}
+
+// addAccount adds a line to /etc/passwd or /etc/group as they are seen inside. Debian's libvirtd looks its guests' user up
+// whether its configuration names another one or not, and the package that makes the account would also set up a libvirtd for
+// the machine itself.
+func addAccount(file, line string) error {
+	name, _, _ := strings.Cut(line, ":")
+	text, err := os.ReadFile("/etc/" + file)
+	if err != nil || strings.HasPrefix(string(text), name+":") || strings.Contains(string(text), "\n"+name+":") {
+		return err
+	}
+	longer := "/etc/libvirt/" + file // in memory, and ours
+	if err := os.WriteFile(longer, append(text, line+"\n"...), 0o644); err != nil {
+		return err
+	}
+	if err := unix.Mount(longer, "/etc/"+file, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("add %s to /etc/%s: %w", name, file, err)
+	}
+	return nil
 }
 
 func interfaceUp(name string) error {

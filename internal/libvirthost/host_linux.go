@@ -32,6 +32,8 @@ const (
 	Gateway = "10.77.0.1"
 	// Socket is libvirtd's, inside.
 	Socket = "/run/libvirt/libvirt-sock"
+	// pidFile is where nobody else's libvirtd has its own.
+	pidFile = "/run/libvirt/libvirtd.pid"
 	// URI is libvirtd's, inside.
 	URI = "qemu:///system"
 	// MostGuests is how many guests have an address.
@@ -157,7 +159,7 @@ func (h *Host) Launch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.daemon, err = process.Start(process.Options{Path: path, Log: h.Log})
+	h.daemon, err = process.Start(process.Options{Path: path, Args: []string{"--pid-file", pidFile}, Log: h.Log})
 	if err != nil {
 		return fmt.Errorf("libvirtd: %w", err)
 	}
@@ -171,7 +173,7 @@ func (h *Host) Launch(ctx context.Context) error {
 		}
 		select {
 		case <-h.daemon.Done():
-			return fmt.Errorf("libvirtd ended at its start (%w)\n  %s", h.daemon.Err(), h.daemon.Tail(tailLines))
+			return fmt.Errorf("libvirtd ended at its start (%v)\n  %s", h.daemon.Err(), h.daemon.Tail(tailLines))
 		case <-ctx.Done():
 			h.daemon.Kill()
 			return fmt.Errorf("libvirtd: %w: %w\n  %s", context.Cause(ctx), err, h.daemon.Tail(tailLines))

@@ -53,6 +53,7 @@ step "the full Debian's disk"
 ln -sf "vmlinuz-$version" "$tree/boot/vmlinuz"
 ln -sf "initrd.img-$version" "$tree/boot/initrd"
 in_tree systemctl enable systemd-networkd.service ssh.service nftables.service
+in_tree systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer e2scrub_reap.service
 rm -f "$tree"/etc/ssh/ssh_host_*
 : >"$tree/etc/machine-id"
 echo debian >"$tree/etc/hostname"

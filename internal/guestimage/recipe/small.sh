@@ -10,6 +10,7 @@ set -euo pipefail
 parts=$1 extra=$2 work=$3 out=$4
 mkdir "$work"
 tar -C "$work" -xf "$parts/small.tar"
-cp -a "$extra/." "$work/"
-chown -R 0:0 "$work/etc"
-"$(dirname "$0")/disk.sh" "$work" 96M "$parts/core.img" "$parts/boot.img" "$out"
+here=$(cd "$(dirname "$0")" && pwd)
+cp -a "$here/small/root/." "$extra/." "$work/"
+chown -R 0:0 "$work"
+"$here/disk.sh" "$work" 96M "$parts/core.img" "$parts/boot.img" "$out"

@@ -16,8 +16,6 @@ later=(virtio_net virtio_rng isofs vfat nls_ascii nls_cp437 sr_mod ata_piix ahci
 mkdir -p "$root"/{bin,sbin,dev,proc,sys,run,tmp,mnt,root/.ssh,var/log,var/lib,boot/grub,etc/ssh,etc/rc.d,usr/bin,usr/sbin,lib/modules}
 chmod 700 "$root/root" "$root/root/.ssh"
 chmod 1777 "$root/tmp"
-cp -a "$here/root/." "$root/"
-chown -R 0:0 "$root/etc" "$root/boot"
 
 # Programs, with the libraries that the loader names.
 cp "$tree/bin/busybox" "$root/bin/busybox"
@@ -26,7 +24,7 @@ chroot "$tree" /bin/busybox --list | while read -r applet; do
 done
 ln -s /bin/busybox "$root/sbin/init"
 ln -s /bin/busybox "$root/sbin/modprobe"
-programs=(/usr/sbin/sshd /usr/sbin/nft /usr/sbin/chpasswd)
+programs=(/usr/sbin/sshd /usr/bin/ssh-keygen /usr/sbin/nft /usr/sbin/chpasswd)
 for program in "${programs[@]}"; do
   cp "$tree$program" "$root$program"
   chroot "$tree" ldd "$program" | grep -oE '/[^ ]+' | while read -r library; do
