@@ -67,7 +67,7 @@ const limit = 2 * time.Minute
 
 func newModule(t *testing.T, change func(*Site)) *Module {
 	t.Helper()
-	site := Site{Name: "h1", URI: libvirthost.URI, Pool: libvirthost.Pool, Accel: real.Accel}
+	site := Site{Name: "h1", URI: libvirthost.URI, Pool: libvirthost.Pool, Accel: AccelTCG}
 	if change != nil {
 		change(&site)
 	}
@@ -546,8 +546,8 @@ func TestAGuestThatQEMURefusesIsAVerdict(t *testing.T) {
 		want   reservation.Verdict
 	}{
 		"a machine type that is not there": {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceMachine] = "pc-q35-99.9" }, reservation.VerdictFail},
-		"a CPU that is not there":          {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceCPU] = "Cray-1" }, reservation.VerdictFail},
-		"a firmware that is not there":     {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceFirmware] = firmwareSecure }, reservation.VerdictFail},
+		"a CPU that is not there":          {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceCPU] = "Cray-1" }, reservation.VerdictReload},
+		"a firmware that is not there":     {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceFirmware] = firmwareSecure }, reservation.VerdictReload},
 		"more memory than the host has":    {func(r *reservation.Reservation) { r.Computer.MemoryMiB = 32 << 20 }, reservation.VerdictReload},
 		"a bridge that is not there":       {func(r *reservation.Reservation) { r.Computer.Networks = []string{bridgePrefix + "nowhere0"} }, reservation.VerdictReload},
 	} {
@@ -573,21 +573,20 @@ func TestADaemonThatIsKilledInTheMiddleIsAFault(t *testing.T) {
 			m := newModule(t, nil)
 			request := requestOf("vm-01", path, digest)
 			killed, launched := false, make(chan error, 1)
-			var err error
-			require.Eventually(t, func() bool {
-				_, err = m.Load(within(t), request, &reporter{at: func(name, detail string) {
-					if name == stage && !killed && (stage != stageFetch || strings.HasPrefix(detail, "to the host")) {
-						killed = true
-						real.Kill()
-						go func() { launched <- real.Launch(t.Context()) }()
-					}
-				}})
-				require.Empty(t, reservation.VerdictOf(err), "%v", err)
-				if err != nil {
-					t.Log(err)
+			report := &reporter{at: func(name, detail string) {
+				if name == stage && !killed && (stage != stageFetch || strings.HasPrefix(detail, "to the host")) {
+					killed = true
+					real.Kill()
+					go func() { launched <- real.Launch(t.Context()) }()
 				}
-				return err == nil
-			}, limit, 200*time.Millisecond)
+			}}
+			_, err := m.Load(within(t), request, report)
+			require.Error(t, err)
+			for ctx := within(t); err != nil && ctx.Err() == nil; _, err = m.Load(ctx, request, report) {
+				require.Empty(t, reservation.VerdictOf(err), "%v", err)
+				time.Sleep(50 * time.Millisecond) // the retry policy's pause
+			}
+			require.NoError(t, err)
 			require.True(t, killed)
 			require.NoError(t, <-launched)
 			require.Equal(t, "running", virsh(t, "domstate", "vm-01"))
