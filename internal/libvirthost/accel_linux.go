@@ -54,10 +54,19 @@ func boots(ctx context.Context, accel string) (bool, error) {
 	if err := os.WriteFile(disk, bootSector(), 0o600); err != nil {
 		return false, err
 	}
+	if err := os.Truncate(disk, 1<<20); err != nil { // the firmware reads no smaller disk
+		return false, err
+	}
 	limited, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
-	command := exec.CommandContext(limited, qemu, "-accel", accel, "-machine", "pc", "-m", "16", "-display", "none", "-nodefaults", "-no-user-config",
-		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=4", exitPort), "-drive", "format=raw,if=ide,file="+disk)
+	// The machine and the processor are those that Berth's guests get: a KVM inside another virtual machine may run an older
+	// machine with a made-up processor, and no guest of today.
+	model := "host"
+	if accel == AccelTCG {
+		model = "max"
+	}
+	command := exec.CommandContext(limited, qemu, "-accel", accel, "-machine", "q35", "-cpu", model, "-m", "64", "-display", "none", "-nodefaults", "-no-user-config",
+		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=4", exitPort), "-drive", "format=raw,if=virtio,file="+disk)
 	err = command.Run()
 	var exit *exec.ExitError
 	switch {

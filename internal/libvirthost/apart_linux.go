@@ -139,7 +139,10 @@ func furnish() error {
 	if err := unix.Mount("proc", "/proc", "proc", plain, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
-	// Without the control groups that are mounted on the old one, which would outlive us.
+	// The old one goes with the control groups that are mounted on it: libvirt's would outlive us.
+	if err := unix.Unmount("/sys", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount /sys: %w", err)
+	}
 	if err := unix.Mount("sysfs", "/sys", "sysfs", plain, ""); err != nil {
 		return fmt.Errorf("mount /sys: %w", err)
 	}
@@ -205,11 +208,14 @@ func apart() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	found := 0
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, " - tmpfs "+marker+" ") {
-			found++
+	for _, folder := range hidden() {
+		ours := false
+		for line := range strings.Lines(string(mounts)) {
+			ours = ours || strings.Contains(line, " "+folder+" ") && strings.Contains(line, " - tmpfs "+marker+" ")
+		}
+		if !ours {
+			return false, nil
 		}
 	}
-	return found == len(hidden()), nil
+	return true, nil
 }

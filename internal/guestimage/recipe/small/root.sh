@@ -24,8 +24,10 @@ chroot "$tree" /bin/busybox --list | while read -r applet; do
 done
 ln -s /bin/busybox "$root/sbin/init"
 ln -s /bin/busybox "$root/sbin/modprobe"
-programs=(/usr/sbin/sshd /usr/bin/ssh-keygen /usr/sbin/nft /usr/sbin/chpasswd)
+security=/lib/x86_64-linux-gnu/security
+programs=(/usr/sbin/sshd /usr/bin/ssh-keygen /usr/sbin/nft /usr/sbin/chpasswd "$security/pam_unix.so")
 for program in "${programs[@]}"; do
+  mkdir -p "$root$(dirname "$program")"
   cp "$tree$program" "$root$program"
   chroot "$tree" ldd "$program" | grep -oE '/[^ ]+' | while read -r library; do
     mkdir -p "$root$(dirname "$library")"
@@ -46,7 +48,7 @@ modules() {
   done
 }
 modules "$root" "${boot[@]}" "${later[@]}" >/dev/null
-cp "$tree/lib/modules/$version"/modules.{builtin,order} "$root/lib/modules/$version/"
+cp "$tree/lib/modules/$version"/modules.{builtin,builtin.modinfo,order} "$root/lib/modules/$version/"
 chroot "$tree" depmod -b "/${root#"$tree"/}" "$version"
 
 cp "$tree/boot/vmlinuz-$version" "$root/boot/vmlinuz"
