@@ -141,7 +141,7 @@ func TestAHostThatDoesNotAnswerIsAFault(t *testing.T) {
 	require.NoError(t, err)
 	defer m.Close(t.Context())
 	_, err = m.Load(t.Context(), requestFor(nil), &reporter{})
-	require.ErrorContains(t, err, "site h1: connect with /nowhere/sock")
+	require.ErrorContains(t, err, "site h1: look up storage pool default: connect with /nowhere/sock")
 	require.Empty(t, reservation.VerdictOf(err))
 	require.ErrorContains(t, m.Check(t.Context()), "site h1")
 }
