@@ -418,10 +418,13 @@ func (b *booking) volumes(t *testing.T) []string {
 	return slices.DeleteFunc(all, func(name string) bool { return !strings.Contains(name, "_"+b.computer.Name+"_") })
 }
 
-// verdicts are the phases and their verdicts: "load reload, load done, post-load done".
+// verdicts are the verdicts of what was loaded and configured: "load reload, load done, post-load done".
 func verdicts(status reservation.Status) string {
 	var all []string
 	for _, one := range status.Phases {
+		if one.Phase != reservation.PhaseLoad && one.Phase != reservation.PhasePostLoad {
+			continue
+		}
 		all = append(all, strings.TrimSpace(fmt.Sprintf("%s %s", one.Phase, one.Verdict)))
 	}
 	return strings.Join(all, ", ")

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -162,7 +163,7 @@ func (p *proxy) gate(call procedure, kind uint32) *gate {
 	return nil
 }
 
-// store is a web server that has a master, and counts what it sends of it.
+// store is a web server that has a master, sends it slowly, and counts what it sends of it.
 type store struct {
 	url  string
 	sent atomic.Int64
@@ -185,6 +186,8 @@ type counted struct {
 }
 
 func (c counted) Write(text []byte) (int, error) {
+	const bytesPerSecond = 8 << 20
+	time.Sleep(time.Duration(len(text)) * time.Second / bytesPerSecond)
 	n, err := c.ResponseWriter.Write(text)
 	c.sent.Add(int64(n))
 	return n, err
