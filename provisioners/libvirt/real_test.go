@@ -232,6 +232,7 @@ func TestALoadCanBeStoppedAnywhereAndGoesOnWithOneDomain(t *testing.T) {
 				require.Equal(t, "vm-01", virsh(t, "list", "--name"))
 				require.Equal(t, loaded.Reference, virsh(t, "domuuid", "vm-01"))
 				require.Len(t, left(t), 3, "a domain, a disk, a seed")
+				require.Contains(t, virsh(t, "list", "--all", "--autostart", "--name"), "vm-01")
 
 				again, err := successor.Load(within(t), request, &reporter{})
 				require.NoError(t, err)
@@ -269,7 +270,7 @@ type counted struct {
 
 func (c *counted) Write(p []byte) (int, error) {
 	if c.web.slow.Load() {
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond)
 	}
 	if cut := c.web.cut.Load(); cut > 0 {
 		if cut <= int64(len(p)) {
@@ -683,8 +684,10 @@ func TestAHostIsReachedThroughItsSSHD(t *testing.T) {
 		"HostKey " + write("host", hostPEM), "AuthorizedKeysFile " + write("authorized", string(ssh.MarshalAuthorizedKey(user.PublicKey()))),
 	}, "\n")+"\n")
 	daemon := exec.Command(path, "-D", "-e", "-f", config)
-	var said strings.Builder
-	daemon.Stderr = &said
+	said, err := os.Create(filepath.Join(folder, "log")) // no pipe: the process of a login outlives the daemon
+	require.NoError(t, err)
+	defer said.Close()
+	daemon.Stderr = said
 	require.NoError(t, daemon.Start())
 	stopped := make(chan struct{})
 	go func() {
@@ -695,7 +698,8 @@ func TestAHostIsReachedThroughItsSSHD(t *testing.T) {
 		_ = daemon.Process.Kill()
 		<-stopped
 		if t.Failed() {
-			t.Log(said.String())
+			text, _ := os.ReadFile(said.Name())
+			t.Log(string(text))
 		}
 	}()
 	require.Eventually(t, func() bool {
