@@ -191,6 +191,61 @@ func (h *host) virtType(ctx context.Context, architecture string) (string, error
 	return choice, nil
 }
 
+// able looks whether the host has the firmware and the model of CPU that an image asks for by name. libvirt itself says it
+// only when the guest is to start, by an error that may mean anything.
+func (h *host) able(ctx context.Context, image reservation.Image, virt string) error {
+	source := image.Sources[Type]
+	uefi, model := source[sourceFirmware] == firmwareUEFI || source[sourceFirmware] == firmwareSecure, ""
+	if cpu := cpu(source[sourceCPU], virt, ""); cpu.Model != nil {
+		model = cpu.Model.Value
+	}
+	if !uefi && model == "" {
+		return nil
+	}
+	optional := func(value string) rpc.OptString {
+		if value == "" {
+			return nil
+		}
+		return rpc.OptString{value}
+	}
+	architecture, machineType := platform(image)
+	caps, err := ask(ctx, h, func(l *rpc.Libvirt) (caps libvirtxml.DomainCaps, err error) {
+		text, err := l.ConnectGetDomainCapabilities(nil, optional(architecture), optional(machineType), optional(virt), 0)
+		if err != nil {
+			return caps, err
+		}
+		return caps, caps.Unmarshal(text)
+	})
+	if err != nil {
+		return fmt.Errorf("site %s: ask what machine %q can have: %w", h.site.Name, machineType, err)
+	}
+	if uefi && (caps.OS == nil || !slices.ContainsFunc(caps.OS.Enums, func(e libvirtxml.DomainCapsEnum) bool {
+		return e.Name == "firmware" && slices.Contains(e.Values, "efi")
+	})) {
+		return &MissingError{Site: h.site.Name, Kind: "firmware", Name: source[sourceFirmware],
+			Remedy: "install it on the host (Debian: ovmf), or correct the image's source"}
+	}
+	if model != "" && (caps.CPU == nil || !slices.ContainsFunc(caps.CPU.Modes, func(m libvirtxml.DomainCapsCPUMode) bool {
+		return m.Name == "custom" && slices.ContainsFunc(m.Models, func(c libvirtxml.DomainCapsCPUModel) bool { return c.Name == model })
+	})) {
+		return &MissingError{Site: h.site.Name, Kind: "CPU model", Name: model,
+			Remedy: "write one of those that virsh cpu-models lists into the image's source"}
+	}
+	return nil
+}
+
+// platform returns an image's architecture and machine type; "" for the host's own choice of the latter.
+func platform(image reservation.Image) (architecture, machineType string) {
+	architecture, machineType = image.OS.Architecture, image.Sources[Type][sourceMachine]
+	if architecture == "" {
+		architecture = "x86_64"
+	}
+	if machineType == "" && architecture == "x86_64" {
+		machineType = "q35"
+	}
+	return architecture, machineType
+}
+
 // hardware is what a domain is described by, beside its request.
 type hardware struct {
 	virt string
@@ -221,11 +276,7 @@ func describe(request provisioners.Request, hw hardware) (string, error) {
 		}
 		return uint(own)
 	}
-	architecture := or(r.Image.OS.Architecture, "x86_64")
-	machineType := source[sourceMachine]
-	if machineType == "" && architecture == "x86_64" {
-		machineType = "q35"
-	}
+	architecture, machineType := platform(r.Image)
 	domain := libvirtxml.Domain{
 		Type: hw.virt, Name: computer.Name,
 		Title: fmt.Sprintf("Berth: %s on %s", r.Image, computer.Name),

@@ -197,6 +197,9 @@ func (l *load) lookUp(ctx context.Context) (err error) {
 	if l.virt, err = l.host.virtType(ctx, l.request.Reservation.Image.OS.Architecture); err != nil {
 		return err
 	}
+	if err := l.host.able(ctx, l.request.Reservation.Image, l.virt); err != nil {
+		return err
+	}
 	for i := range max(len(computer.MACs), len(computer.Networks)) {
 		if name := networkOf(computer, i); !strings.HasPrefix(name, bridgePrefix) {
 			if err := l.host.network(ctx, name); err != nil {
