@@ -550,3 +550,29 @@ sites:
 	_, err = build(c, os.LookupEnv, zerolog.Nop(), metrics.New())
 	require.ErrorContains(t, err, filepath.Join(folder, "ca.pem"))
 }
+
+// The catalog's libvirt sites become the module's, with their credentials, and what is missing is a fault of the start.
+func TestLibvirtSitesAreBuiltFromTheCatalog(t *testing.T) {
+	folder := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(folder, "key"), []byte("no key"), 0o600))
+	path := filepath.Join(folder, "catalog.yaml")
+	text := `secrets:
+  host-key: {file: key}
+sites:
+  - {name: h1, provisioner: libvirt, libvirt: {uri: "qemu+unix:///system?socket=/nowhere/sock"}}
+`
+	c := settled(t, "127.0.0.1:1", path)
+	c.Provisioners = []string{"libvirt"}
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	built, err := build(c, os.LookupEnv, zerolog.Nop(), metrics.New())
+	require.NoError(t, err)
+	defer built.end(t.Context())
+	require.Equal(t, []string{"berth-libvirt-h1", "berth-libvirt"}, built.queues)
+	require.ErrorContains(t, built.check(t.Context()), "provisioner libvirt: site h1: look up storage pool default: connect with /nowhere/sock")
+
+	require.NoError(t, os.WriteFile(path, []byte(text+
+		"  - {name: h2, provisioner: libvirt, libvirt: {uri: 'qemu+ssh://berth@h2/system', credential: host-key, known_hosts_file: known_hosts}}\n"), 0o600))
+	_, err = build(c, os.LookupEnv, zerolog.Nop(), metrics.New())
+	require.ErrorContains(t, err, "sites[1].known_hosts_file")
+	require.ErrorContains(t, err, filepath.Join(folder, "known_hosts"))
+}

@@ -40,7 +40,7 @@ type LostError struct {
 }
 
 func (e *LostError) Error() string {
-	return fmt.Sprintf("site %s: the connection broke: %v", e.Site, e.Err)
+	return fmt.Sprintf("the connection with the host of site %s broke: %v", e.Site, e.Err)
 }
 
 func (e *LostError) Unwrap() error { return e.Err }
@@ -134,7 +134,7 @@ func (c *watchedConn) Close() error {
 func (h *host) open(ctx context.Context) (*link, error) {
 	conn, err := h.dialer.Dial(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("site %s: connect with %s: %w", h.site.Name, h.uri, err)
+		return nil, fmt.Errorf("connect with %s: %w", h.uri, err)
 	}
 	watched := &watchedConn{Conn: conn, lost: make(chan struct{})}
 	l := &link{Libvirt: rpc.NewWithDialer(dialers.NewAlreadyConnected(watched)), conn: watched}
@@ -147,7 +147,7 @@ func (h *host) open(ctx context.Context) (*link, error) {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return nil, fmt.Errorf("site %s: open %s at %s: %w", h.site.Name, h.uri.Local, h.uri, lost(h.site.Name, err))
+		return nil, fmt.Errorf("open %s at %s: %w", h.uri.Local, h.uri, lost(h.site.Name, err))
 	}
 	return l, nil
 }

@@ -3,7 +3,6 @@ package libvirt
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -55,18 +54,6 @@ func (r *reporter) Confirm(ctx context.Context) error {
 		return errRefused
 	}
 	return ctx.Err()
-}
-
-// names returns the stages without their details, each once in a row.
-func (r *reporter) names() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var names []string
-	for _, stage := range r.stages {
-		name, _, _ := strings.Cut(stage, ": ")
-		names = append(names, name)
-	}
-	return slices.Compact(names)
 }
 
 func (r *reporter) all() string {
