@@ -27,12 +27,13 @@ const otherAddress = "10.77.0.2"
 func TestGuests(t *testing.T) {
 	w := newWorld(t)
 	require.NoError(t, w.host.Bridged(t.Context(), net.ParseIP(otherAddress)))
+	// By itself: it takes a processor for a minute, and each of its commands a second, where instructions are translated.
+	t.Run("a full Debian", func(t *testing.T) { testDebian(t, w) })
 	t.Run("all", func(t *testing.T) {
 		for _, one := range []struct {
 			name string
 			run  func(*testing.T, *world)
 		}{
-			{"a full Debian", testDebian},
 			{"a small guest, and its computer used again", testUsedAgain},
 			{"a guest that hangs in its first boot", testHangsOnce},
 			{"a guest that hangs for good", testHangs},

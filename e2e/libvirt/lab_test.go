@@ -257,7 +257,16 @@ func (l *lab) reserve(t *testing.T, computer int, name string) *booking {
 	require.NoError(t, err)
 	run, err := hold.Start(t.Context(), l.client, r)
 	require.NoError(t, err)
-	return &booking{lab: l, computer: l.computers[computer], name: name, run: run}
+	b := &booking{lab: l, computer: l.computers[computer], name: name, run: run}
+	t.Cleanup(func() {
+		if t.Failed() { // the others need not bear with its guest
+			ctx := context.Background()
+			_ = b.client.TerminateWorkflow(ctx, run.GetID(), run.GetRunID(), "the test has failed")
+			_, _ = b.host.Virsh(ctx, "destroy", b.computer.Name)
+			_, _ = b.host.Virsh(ctx, "undefine", b.computer.Name)
+		}
+	})
+	return b
 }
 
 // moment is how a reservation stands, without a word from its workflow.

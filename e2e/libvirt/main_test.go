@@ -24,6 +24,11 @@ const (
 // TestMain runs the tests in namespaces of their own. What takes a network is made before.
 func TestMain(m *testing.M) {
 	flag.Parse()
+	// Twice what the processors of a small machine carry: half of the scenarios only wait, most of the time.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	os.Exit(run(m))
 }
 
