@@ -80,11 +80,10 @@ func run(ctx context.Context, o options, ports string, environment []string, out
 	if err := s.start(ctx, built); err != nil {
 		return err
 	}
-	loaded := s.load(ctx)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if err := s.load(ctx); err != nil {
+		return err
 	}
-	unexpected := errors.Join(loaded, s.table(ctx))
+	unexpected := s.table(ctx)
 	if o.once {
 		return unexpected
 	}
@@ -219,7 +218,7 @@ func limit(minutes int) reservation.Duration {
 	return reservation.Duration(time.Duration(minutes) * time.Minute)
 }
 
-// load reserves all computers and shows how they are loaded. The error names those that did not become ready.
+// load reserves all computers and shows how they are loaded, until each is ready or over.
 func (s *show) load(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, loadLimit, fmt.Errorf("not all computers are ready after %s", loadLimit))
 	defer cancel()
@@ -235,8 +234,9 @@ func (s *show) load(ctx context.Context) error {
 	}
 	s.say("")
 	for _, name := range s.names() {
-		s.command("reserve", imageOf(name), name, "--name", name, "--for", "2h")
-		if err := s.starter(ctx, io.Discard, "reserve", imageOf(name), name, "--name", name, "--for", "2h"); err != nil {
+		reserve := []string{"reserve", imageOf(name), name, "--for", "2h"}
+		s.command(reserve...)
+		if err := s.starter(ctx, io.Discard, reserve...); err != nil {
 			return err
 		}
 	}
@@ -253,8 +253,8 @@ func (s *show) load(ctx context.Context) error {
 			break
 		}
 		s.mu.Lock()
-		s.views[view.Reservation] = view
-		s.show(view.Reservation)
+		s.views[view.Computer] = view
+		s.show(view.Computer)
 		s.mu.Unlock()
 	}
 	err := <-watched
