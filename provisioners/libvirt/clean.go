@@ -26,7 +26,8 @@ func (e *ForeignError) Error() string {
 // clear removes a computer's domain, if there is one, and the computer's disks and seeds of the loads whose names begin with
 // loads: first it is destroyed, then the volumes are deleted, and the domain, which says what belongs to it, goes last. It
 // asks confirm before each step that destroys something. What is gone already is fine.
-func (h *host) clear(ctx context.Context, computer string, vm *machine, p *pool, loads string, confirm func(context.Context) error) error {
+func (h *host) clear(ctx context.Context, computer string, vm *machine, p *pool, loads string,
+	confirm func(context.Context) error) error {
 	if vm != nil {
 		h.log.Info().Str("domain", vm.id()).Str("computer", computer).Stringer("whose", vm).Msg("removing a domain")
 		if !vm.power.off() {

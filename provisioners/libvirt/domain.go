@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	rpc "github.com/digitalocean/go-libvirt"
+	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
 
 	"berth/provisioners"
@@ -42,7 +43,8 @@ func (t tag) metadata() (string, error) {
 		URI      string   `xml:"xmlns:berth,attr"`
 		Elements []element
 	}{URI: metadataURI}
-	for _, one := range [][2]string{{"mark", t.Mark}, {"image", t.Image}, {"user", t.User}, {"pool", t.Pool}, {"disk", t.Disk}, {"seed", t.Seed}, {"hostkey", t.HostKey}} {
+	for _, one := range [][2]string{{"mark", t.Mark}, {"image", t.Image}, {"user", t.User}, {"pool", t.Pool}, {"disk", t.Disk},
+		{"seed", t.Seed}, {"hostkey", t.HostKey}} {
 		if one[1] != "" {
 			root.Elements = append(root.Elements, element{XMLName: xml.Name{Local: "berth:" + one[0]}, Text: one[1]})
 		}
@@ -61,12 +63,7 @@ type machine struct {
 	tag      tag
 }
 
-func (m *machine) id() string { return uuid(m.domain.UUID) }
-
-func uuid(id rpc.UUID) string {
-	text := hex.EncodeToString(id[:])
-	return strings.Join([]string{text[:8], text[8:12], text[12:16], text[16:20], text[20:]}, "-")
-}
+func (m *machine) id() string { return uuid.UUID(m.domain.UUID).String() }
 
 // String returns "vm-01 (UUID) of reservation r1, attempt 1".
 func (m *machine) String() string {
@@ -184,13 +181,69 @@ func (h *host) virtType(ctx context.Context, architecture string) (string, error
 		choice = "qemu"
 	default:
 		return "", &MissingError{Site: h.site.Name, Kind: "way to run guests of", Name: architecture,
-			Remedy: fmt.Sprintf("accel is %s, and the host has [%s]: install QEMU for it, load its KVM module, or change accel", h.site.Accel, strings.Join(there, " "))}
+			Remedy: fmt.Sprintf("accel is %s, and the host has [%s]: install QEMU for it, load its KVM module, or change accel",
+				h.site.Accel, strings.Join(there, " "))}
 	}
 	h.log.Info().Str("architecture", architecture).Str("virt", choice).Str("accel", h.site.Accel).Msg("how guests are run")
 	h.mu.Lock()
 	h.virts[architecture] = choice
 	h.mu.Unlock()
 	return choice, nil
+}
+
+// able looks whether the host has the firmware and the model of CPU that an image asks for by name. libvirt itself says it
+// only when the guest is to start, by an error that may mean anything.
+func (h *host) able(ctx context.Context, image reservation.Image, virt string) error {
+	source := image.Sources[Type]
+	uefi, model := source[sourceFirmware] == firmwareUEFI || source[sourceFirmware] == firmwareSecure, ""
+	if cpu := cpu(source[sourceCPU], virt, ""); cpu.Model != nil {
+		model = cpu.Model.Value
+	}
+	if !uefi && model == "" {
+		return nil
+	}
+	optional := func(value string) rpc.OptString {
+		if value == "" {
+			return nil
+		}
+		return rpc.OptString{value}
+	}
+	architecture, machineType := platform(image)
+	caps, err := ask(ctx, h, func(l *rpc.Libvirt) (caps libvirtxml.DomainCaps, err error) {
+		text, err := l.ConnectGetDomainCapabilities(nil, optional(architecture), optional(machineType), optional(virt), 0)
+		if err != nil {
+			return caps, err
+		}
+		return caps, caps.Unmarshal(text)
+	})
+	if err != nil {
+		return fmt.Errorf("site %s: ask what machine %q can have: %w", h.site.Name, machineType, err)
+	}
+	if uefi && (caps.OS == nil || !slices.ContainsFunc(caps.OS.Enums, func(e libvirtxml.DomainCapsEnum) bool {
+		return e.Name == "firmware" && slices.Contains(e.Values, "efi")
+	})) {
+		return &MissingError{Site: h.site.Name, Kind: "firmware", Name: source[sourceFirmware],
+			Remedy: "install it on the host (Debian: ovmf), or correct the image's source"}
+	}
+	if model != "" && (caps.CPU == nil || !slices.ContainsFunc(caps.CPU.Modes, func(m libvirtxml.DomainCapsCPUMode) bool {
+		return m.Name == "custom" && slices.ContainsFunc(m.Models, func(c libvirtxml.DomainCapsCPUModel) bool { return c.Name == model })
+	})) {
+		return &MissingError{Site: h.site.Name, Kind: "CPU model", Name: model,
+			Remedy: "write one of those that virsh cpu-models lists into the image's source"}
+	}
+	return nil
+}
+
+// platform returns an image's architecture and machine type; "" for the host's own choice of the latter.
+func platform(image reservation.Image) (architecture, machineType string) {
+	architecture, machineType = image.OS.Architecture, image.Sources[Type][sourceMachine]
+	if architecture == "" {
+		architecture = "x86_64"
+	}
+	if machineType == "" && architecture == "x86_64" {
+		machineType = "q35"
+	}
+	return architecture, machineType
 }
 
 // hardware is what a domain is described by, beside its request.
@@ -223,11 +276,7 @@ func describe(request provisioners.Request, hw hardware) (string, error) {
 		}
 		return uint(own)
 	}
-	architecture := or(r.Image.OS.Architecture, "x86_64")
-	machineType := source[sourceMachine]
-	if machineType == "" && architecture == "x86_64" {
-		machineType = "q35"
-	}
+	architecture, machineType := platform(r.Image)
 	domain := libvirtxml.Domain{
 		Type: hw.virt, Name: computer.Name,
 		Title: fmt.Sprintf("Berth: %s on %s", r.Image, computer.Name),
@@ -245,7 +294,8 @@ func describe(request provisioners.Request, hw hardware) (string, error) {
 		Devices: &libvirtxml.DomainDeviceList{
 			MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio"},
 			// Without it a first boot may wait for entropy for minutes.
-			RNGs:    []libvirtxml.DomainRNG{{Model: "virtio", Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}}}},
+			RNGs: []libvirtxml.DomainRNG{{Model: "virtio",
+				Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}}}},
 			Serials: []libvirtxml.DomainSerial{{Source: &libvirtxml.DomainChardevSource{Pty: &libvirtxml.DomainChardevSourcePty{}}}},
 		},
 	}
@@ -302,7 +352,8 @@ func firmware(domain *libvirtxml.Domain, which string) {
 		secure = "yes"
 		domain.Features.SMM = &libvirtxml.DomainFeatureSMM{State: "on"}
 	}
-	domain.OS.FirmwareInfo = &libvirtxml.DomainOSFirmwareInfo{Features: []libvirtxml.DomainOSFirmwareFeature{{Enabled: secure, Name: "secure-boot"}}}
+	domain.OS.FirmwareInfo = &libvirtxml.DomainOSFirmwareInfo{Features: []libvirtxml.DomainOSFirmwareFeature{{Enabled: secure,
+		Name: "secure-boot"}}}
 }
 
 // disks returns the computer's disk and, if it has one, its seed, on a bus that the image has a driver for.
@@ -316,7 +367,8 @@ func disks(hw hardware, bus string) []libvirtxml.DomainDisk {
 	}
 	first := uint(1)
 	all := []libvirtxml.DomainDisk{{
-		Device: "disk", Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: formatQCOW2, Discard: "unmap"}, Source: file(hw.tag.Disk),
+		Device: "disk", Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: formatQCOW2, Discard: "unmap"},
+		Source: file(hw.tag.Disk),
 		Target: &libvirtxml.DomainDiskTarget{Dev: letters + "a", Bus: bus}, Boot: &libvirtxml.DomainDeviceBoot{Order: first},
 	}}
 	if hw.tag.Seed != "" {

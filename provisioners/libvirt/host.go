@@ -74,10 +74,12 @@ func newHost(field string, site Site, log zerolog.Logger) (*host, error) {
 		site.Accel = AccelAuto
 	case AccelAuto, AccelKVM, AccelTCG:
 	default:
-		faults = append(faults, &reservation.FieldError{Field: field + ".accel", Value: site.Accel, Remedy: "write auto, kvm or tcg, or leave it out for auto"})
+		faults = append(faults, &reservation.FieldError{Field: field + ".accel", Value: site.Accel,
+			Remedy: "write auto, kvm or tcg, or leave it out for auto"})
 	}
 	if site.Loads < 0 {
-		faults = append(faults, &reservation.FieldError{Field: field + ".loads", Value: strconv.Itoa(site.Loads), Remedy: fmt.Sprintf("give 1 or more, or leave it out for %d", DefaultLoads)})
+		faults = append(faults, &reservation.FieldError{Field: field + ".loads", Value: strconv.Itoa(site.Loads),
+			Remedy: fmt.Sprintf("give 1 or more, or leave it out for %d", DefaultLoads)})
 	}
 	if site.Loads == 0 {
 		site.Loads = DefaultLoads
@@ -192,8 +194,8 @@ func (h *host) connect(ctx context.Context) (*link, error) {
 
 // lost marks an error of a broken connection as such.
 func lost(site string, err error) error {
-	if errors.Is(err, rpc.ErrInterrupted) || errors.Is(err, syscall.EINVAL) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) ||
-		errors.As(err, new(*net.OpError)) {
+	if errors.Is(err, rpc.ErrInterrupted) || errors.Is(err, syscall.EINVAL) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, io.EOF) || errors.As(err, new(*net.OpError)) {
 		return &LostError{Site: site, Err: err}
 	}
 	return err

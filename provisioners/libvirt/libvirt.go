@@ -99,7 +99,8 @@ func New(options Options) (*Module, error) {
 	}
 	var faults []error
 	if len(options.Sites) == 0 {
-		faults = append(faults, &reservation.FieldError{Field: "sites", Value: "", Remedy: "name one host at least for provisioner " + Type})
+		faults = append(faults, &reservation.FieldError{Field: "sites", Value: "",
+			Remedy: "name one host at least for provisioner " + Type})
 	}
 	for i, site := range options.Sites {
 		field := fmt.Sprintf("sites[%d]", i)
@@ -107,7 +108,8 @@ func New(options Options) (*Module, error) {
 			faults = append(faults, err)
 		}
 		if _, twice := m.hosts[site.Name]; twice {
-			faults = append(faults, &reservation.FieldError{Field: field + ".name", Value: site.Name, Remedy: "give each site a name of its own"})
+			faults = append(faults, &reservation.FieldError{Field: field + ".name", Value: site.Name,
+				Remedy: "give each site a name of its own"})
 			continue
 		}
 		h, err := newHost(field, site, m.log)
@@ -184,7 +186,8 @@ func dialer(field string, site Site) (dial.Dialer, dial.URI, error) {
 		authorities := x509.NewCertPool()
 		pem, err := os.ReadFile(site.CAFile)
 		if err != nil || !authorities.AppendCertsFromPEM(pem) {
-			return nil, uri, fault("ca_file", site.CAFile, "give a PEM file of the authority of the host's certificate, such as a copy of its /etc/pki/CA/cacert.pem", err)
+			return nil, uri, fault("ca_file", site.CAFile,
+				"give a PEM file of the authority of the host's certificate, such as a copy of its /etc/pki/CA/cacert.pem", err)
 		}
 		return dial.NewTLS(dial.TLSOptions{Address: uri.Address, ServerName: site.ServerName, Authorities: authorities,
 			Certificate: func() (tls.Certificate, error) {
@@ -201,12 +204,15 @@ func dialer(field string, site Site) (dial.Dialer, dial.URI, error) {
 		var keys dial.HostKeys
 		if site.HostKey != "" {
 			if keys, err = dial.PinnedKey(site.HostKey); err != nil {
-				return nil, uri, fault("host_key", site.HostKey, "write the host's public key as ssh-keyscan prints it, without the name: ssh-ed25519 AAAA...", err)
+				return nil, uri, fault("host_key", site.HostKey,
+					"write the host's public key as ssh-keyscan prints it, without the name: ssh-ed25519 AAAA...", err)
 			}
 		} else if keys, err = dial.KnownHosts(site.KnownHostsFile, uri.Address); err != nil {
-			return nil, uri, fault("known_hosts_file", site.KnownHostsFile, "give a known_hosts file that has the host's key, or write the key itself as host_key", err)
+			return nil, uri, fault("known_hosts_file", site.KnownHostsFile,
+				"give a known_hosts file that has the host's key, or write the key itself as host_key", err)
 		}
-		return dial.NewSSH(dial.SSHOptions{Address: uri.Address, User: uri.User, Socket: uri.Socket, Signer: site.Key, HostKeys: keys}), uri, nil
+		return dial.NewSSH(dial.SSHOptions{Address: uri.Address, User: uri.User, Socket: uri.Socket, Signer: site.Key,
+			HostKeys: keys}), uri, nil
 	default:
 		return dial.NewUnix(uri.Socket), uri, nil
 	}
@@ -255,7 +261,8 @@ const bridgePrefix = "bridge:"
 // ValidateSource is part of provisioners.Validator.
 func (m *Module) ValidateSource(source map[string]string) error {
 	const field = "image.sources." + Type
-	faults := known(field, source, sourceMaster, sourceVolume, sourceSHA256, sourceSize, sourceFormat, sourceCloudInit, sourceMachine, sourceFirmware,
+	faults := known(field, source, sourceMaster, sourceVolume, sourceSHA256, sourceSize, sourceFormat, sourceCloudInit,
+		sourceMachine, sourceFirmware,
 		sourceDiskBus, sourceNIC, sourceCPU, sourceCPUs, sourceMemory, sourceDisk, sourceGraphics)
 	fault := func(key, remedy string) {
 		faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: source[key], Remedy: remedy})
@@ -271,7 +278,8 @@ func (m *Module) ValidateSource(source map[string]string) error {
 		u, err := url.Parse(master)
 		switch {
 		case err != nil || u.User != nil:
-			faults = append(faults, &reservation.FieldError{Field: field + "." + sourceMaster, Value: "", Remedy: "write an http(s) URL without user and password"})
+			faults = append(faults, &reservation.FieldError{Field: field + "." + sourceMaster, Value: "",
+				Remedy: "write an http(s) URL without user and password"})
 		case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
 			fault(sourceMaster, "write an http(s) URL, or an absolute path on the worker")
 		}

@@ -487,7 +487,7 @@ func TestASourceIsReadFromWhereItIsNeeded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image")
 	require.NoError(t, os.WriteFile(path, text, 0o600))
 	answers := map[string]http.HandlerFunc{
-		"/ranges":    func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) },
+		"/ranges": func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) },
 		"/no-ranges": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "10000")
 			_, _ = w.Write(text)

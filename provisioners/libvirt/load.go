@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	rpc "github.com/digitalocean/go-libvirt"
+	"github.com/google/uuid"
 
 	"berth/internal/hostkey"
 	"berth/provisioners"
@@ -94,7 +95,8 @@ func (m *Module) load(ctx context.Context, request provisioners.Request, report 
 		if err == nil {
 			return loaded, nil
 		}
-		if ctx.Err() != nil || errors.As(err, new(*StartError)) || errors.As(err, new(*MissingError)) || errors.As(err, new(*NoSpaceError)) ||
+		if ctx.Err() != nil || errors.As(err, new(*StartError)) || errors.As(err, new(*MissingError)) ||
+			errors.As(err, new(*NoSpaceError)) ||
 			!code(err, rpc.ErrOperationFailed, rpc.ErrDomExist, rpc.ErrNoDomain, rpc.ErrNoStorageVol, rpc.ErrStorageVolExist) {
 			return provisioners.Loaded{}, err
 		}
@@ -117,11 +119,15 @@ func (l *load) check(m *Module) error {
 	if !seedsCloudInit(image) {
 		switch {
 		case image.Control.HostKey == reservation.HostKeyHanded:
-			return reservation.Fail("image "+image.String()+" cannot be handed a host key", &reservation.FieldError{Field: "image.control.host_key",
-				Value: image.Control.HostKey, Remedy: "it takes one from cloud-init only: write cloud_init: true into its source, or host_key: " + reservation.HostKeyFirst})
+			return reservation.Fail("image "+image.String()+" cannot be handed a host key",
+				&reservation.FieldError{Field: "image.control.host_key",
+					Value:  image.Control.HostKey,
+					Remedy: "it takes one from cloud-init only: write cloud_init: true into its source, or host_key: " + reservation.HostKeyFirst})
 		case computer.Placement[placeAddress] != "":
-			return reservation.Fail("computer "+computer.Name+" cannot be given its address", &reservation.FieldError{Field: "computer.placement." + placeAddress,
-				Value: computer.Placement[placeAddress], Remedy: "image " + image.String() + " takes one from cloud-init only: write cloud_init: true into its source, or leave the address out"})
+			return reservation.Fail("computer "+computer.Name+" cannot be given its address",
+				&reservation.FieldError{Field: "computer.placement." + placeAddress,
+					Value:  computer.Placement[placeAddress],
+					Remedy: "image " + image.String() + " takes one from cloud-init only: write cloud_init: true into its source, or leave the address out"})
 		}
 		return nil
 	}
@@ -152,6 +158,9 @@ func (l *load) round(ctx context.Context) (provisioners.Loaded, error) {
 		}
 	}
 	if vm != nil && l.owns(vm) && vm.power.on() {
+		if err := l.autostart(ctx, vm.domain); err != nil {
+			return provisioners.Loaded{}, err
+		}
 		return provisioners.Loaded{HostKey: vm.tag.HostKey, Reference: vm.id()}, nil
 	}
 	if vm != nil {
@@ -188,6 +197,9 @@ func (l *load) lookUp(ctx context.Context) (err error) {
 	if l.virt, err = l.host.virtType(ctx, l.request.Reservation.Image.OS.Architecture); err != nil {
 		return err
 	}
+	if err := l.host.able(ctx, l.request.Reservation.Image, l.virt); err != nil {
+		return err
+	}
 	for i := range max(len(computer.MACs), len(computer.Networks)) {
 		if name := networkOf(computer, i); !strings.HasPrefix(name, bridgePrefix) {
 			if err := l.host.network(ctx, name); err != nil {
@@ -214,7 +226,8 @@ func (h *host) network(ctx context.Context, name string) error {
 	case err != nil:
 		return fmt.Errorf("site %s: look up network %s: %w", h.site.Name, name, err)
 	case active == 0:
-		return &MissingError{Site: h.site.Name, Kind: "active network", Name: name, Remedy: "start it: virsh net-start, and net-autostart for the host's next start"}
+		return &MissingError{Site: h.site.Name, Kind: "active network", Name: name,
+			Remedy: "start it: virsh net-start, and net-autostart for the host's next start"}
 	}
 	return nil
 }
@@ -247,7 +260,8 @@ func (l *load) enter(ctx context.Context, name string, capacity int, waiting fun
 func (l *load) make(ctx context.Context, m master) (provisioners.Loaded, error) {
 	r, mark := l.request.Reservation, l.request.Mark
 	computer := r.Computer.Name
-	hw := hardware{virt: l.virt, pool: l.pool, tag: tag{Mark: mark.String(), Image: r.Image.String(), User: r.User, Pool: l.pool.name(), Disk: diskName(computer, mark)}}
+	hw := hardware{virt: l.virt, pool: l.pool, tag: tag{Mark: mark.String(), Image: r.Image.String(), User: r.User,
+		Pool: l.pool.name(), Disk: diskName(computer, mark)}}
 	var key hostkey.Pair
 	var err error
 	if seedsCloudInit(r.Image) {
@@ -292,7 +306,10 @@ func (l *load) make(ctx context.Context, m master) (provisioners.Loaded, error) 
 	if err := l.start(ctx, domain); err != nil {
 		return provisioners.Loaded{}, err
 	}
-	return provisioners.Loaded{HostKey: hw.tag.HostKey, Reference: uuid(domain.UUID)}, nil
+	if err := l.autostart(ctx, domain); err != nil {
+		return provisioners.Loaded{}, err
+	}
+	return provisioners.Loaded{HostKey: hw.tag.HostKey, Reference: uuid.UUID(domain.UUID).String()}, nil
 }
 
 // define defines the domain, with its mark, before anything else is made. libvirt gives it a new UUID, and so refuses to put it
@@ -319,7 +336,7 @@ func (l *load) define(ctx context.Context, hw hardware) (rpc.Domain, error) {
 
 // start starts the domain and waits until it runs.
 func (l *load) start(ctx context.Context, domain rpc.Domain) error {
-	l.report.Stage(stageStart, uuid(domain.UUID))
+	l.report.Stage(stageStart, uuid.UUID(domain.UUID).String())
 	if err := l.report.Confirm(ctx); err != nil {
 		return err
 	}
@@ -341,16 +358,26 @@ func (l *load) start(ctx context.Context, domain rpc.Domain) error {
 	}
 }
 
+// autostart has the host start the guest again when the host itself was restarted: whoever has it reserved cannot. It is
+// done last, so that nothing that is half made is ever started.
+func (l *load) autostart(ctx context.Context, domain rpc.Domain) error {
+	if err := change(ctx, l.host, func(c *rpc.Libvirt) error { return c.DomainSetAutostart(domain, 1) }); err != nil {
+		return fmt.Errorf("site %s: have the host start %s at its own start: %w", l.host.site.Name, domain.Name, err)
+	}
+	return nil
+}
+
 // startError marks as such what libvirt says of a start that failed. A broken connection says nothing of it.
 func startError(site, domain string, err error) error {
-	if code(err, rpc.ErrInternalError, rpc.ErrOperationFailed, rpc.ErrSystemError, rpc.ErrResourceBusy, rpc.ErrNoMemory, rpc.ErrOperationUnsupported) {
+	if code(err, rpc.ErrInternalError, rpc.ErrOperationFailed, rpc.ErrSystemError, rpc.ErrResourceBusy, rpc.ErrNoMemory,
+		rpc.ErrOperationUnsupported) {
 		return &StartError{Site: site, Domain: domain, Err: err}
 	}
 	return fmt.Errorf("site %s: start %s: %w", site, domain, err)
 }
 
 func (l *load) await(ctx context.Context, domain rpc.Domain) (power, error) {
-	now, err := l.host.await(ctx, domain, func(p power) { l.report.Stage(stageStart, uuid(domain.UUID)+", "+p.String()) })
+	now, err := l.host.await(ctx, domain, func(p power) { l.report.Stage(stageStart, uuid.UUID(domain.UUID).String()+", "+p.String()) })
 	if err != nil {
 		return now, fmt.Errorf("site %s: wait for %s: %w", l.host.site.Name, domain.Name, err)
 	}

@@ -107,7 +107,8 @@ func (l *load) master(ctx context.Context, p *pool) (master, error) {
 			return master{}, err
 		}
 		if v == nil {
-			return master{}, fmt.Errorf("site %s: volume %s/%s was changed or removed right after it had been checked", l.host.site.Name, p.name(), w.volume)
+			return master{}, fmt.Errorf("site %s: volume %s/%s was changed or removed right after it had been checked",
+				l.host.site.Name, p.name(), w.volume)
 		}
 	}
 	where := "volume " + p.name() + "/" + w.volume
@@ -145,40 +146,34 @@ func (p *pool) ready(ctx context.Context, w wanted) (*volume, error) {
 // enterFetch waits until this load is the one that brings the master, or another one has: then there is true, and nothing
 // is to leave.
 func (l *load) enterFetch(ctx context.Context, p *pool, w wanted) (leave func(), there bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	var came atomic.Bool
+	inLine, quit := context.WithCancel(ctx)
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
 	var following sync.WaitGroup
-	var once sync.Once
 	var place atomic.Int64
-	leave, err = l.enter(ctx, l.host.site.Name+"/image-"+w.sha256[:digestInName], 1, func(n int) {
-		place.Store(int64(n))
-		once.Do(func() {
+	came := false
+	inner, err := l.enter(inLine, l.host.site.Name+"/image-"+w.sha256[:digestInName], 1, func(n int) {
+		if place.Swap(int64(n)) == 0 {
 			following.Go(func() {
-				came.Store(l.follow(ctx, p, w, &place))
-				if came.Load() {
-					cancel()
+				if came = l.follow(watching, p, w, &place); came {
+					quit()
 				}
 			})
-		})
+		}
 	})
-	if err == nil && !came.Load() {
-		// Only now does the one who follows end: what it shows must not come after what the fetch shows.
-		inner, quit := leave, cancel
-		if place.Load() > 0 {
-			quit()
-			following.Wait()
-		}
-		return func() { inner(); quit() }, came.Load(), nil
-	}
-	cancel()
-	following.Wait()
-	if came.Load() {
+	stop()
+	following.Wait() // what it shows must not come after what the fetch shows
+	switch {
+	case came:
 		if err == nil {
-			leave()
+			inner()
 		}
-		return func() {}, true, nil
+		return nil, true, nil
+	case err != nil:
+		quit()
+		return nil, false, err
 	}
-	return nil, false, err
+	return func() { inner(); quit() }, false, nil
 }
 
 // follow shows how far the load is that brings the master, until ctx ends or the master is there.
@@ -223,7 +218,8 @@ func (l *load) fetch(ctx context.Context, p *pool, w wanted) error {
 		if again {
 			return wrong
 		}
-		l.host.log.Warn().Err(wrong).Str("volume", w.volume).Msg("the image's master on the host is not what it should be; bringing it anew")
+		l.host.log.Warn().Err(wrong).Str("volume",
+			w.volume).Msg("the image's master on the host is not what it should be; bringing it anew")
 	}
 }
 
@@ -237,7 +233,8 @@ func (l *load) bring(ctx context.Context, p *pool, w wanted) (wrong, err error) 
 	where := fmt.Sprintf("volume %s/%s on the host of site %s", p.name(), w.volume, l.host.site.Name)
 	if w.source == "" {
 		if v == nil {
-			return nil, &MissingError{Site: l.host.site.Name, Kind: "volume", Name: p.name() + "/" + w.volume, Remedy: "put the image's master there"}
+			return nil, &MissingError{Site: l.host.site.Name, Kind: "volume", Name: p.name() + "/" + w.volume,
+				Remedy: "put the image's master there"}
 		}
 		sum, err := l.sum(ctx, p, v)
 		if err != nil {
@@ -331,7 +328,8 @@ func (l *load) sum(ctx context.Context, p *pool, v *volume) (hash.Hash, error) {
 		return nil, err
 	}
 	if shown.n != v.size {
-		return nil, fmt.Errorf("site %s: volume %s/%s changed while it was read: %d of %d bytes came", l.host.site.Name, p.name(), v.handle.Name, shown.n, v.size)
+		return nil, fmt.Errorf("site %s: volume %s/%s changed while it was read: %d of %d bytes came", l.host.site.Name,
+			p.name(), v.handle.Name, shown.n, v.size)
 	}
 	return sum, nil
 }
@@ -368,7 +366,8 @@ func (l *load) confirmed(ctx context.Context, p *pool, w wanted, read *volume) e
 	if _, err := p.create(ctx, raw(mark, modeMaster)); err != nil && !code(err, rpc.ErrStorageVolExist) {
 		return err
 	}
-	l.host.log.Info().Str("volume", w.volume).Str("sha256", w.sha256).Uint64("bytes", v.size).Msg("the image's master is on the host, and checked")
+	l.host.log.Info().Str("volume", w.volume).Str("sha256", w.sha256).Uint64("bytes",
+		v.size).Msg("the image's master is on the host, and checked")
 	return nil
 }
 

@@ -4,10 +4,15 @@ package libvirt
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -22,6 +27,7 @@ import (
 	rpc "github.com/digitalocean/go-libvirt"
 	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ssh"
 
 	"berth/internal/libvirthost"
 	"berth/provisioners"
@@ -34,26 +40,45 @@ const smallPool = "small"
 // real is the libvirt host that the tests share.
 var real *libvirthost.Host
 
+// limit is for one step of a test: generous, because guests are emulated and machines are slow.
+const limit = 2 * time.Minute
+
+// envSkip tells the run inside the namespaces why there is no host.
+const envSkip = "BERTH_E2E_SKIP"
+
 // TestMain runs the tests in namespaces of their own, with a libvirt host in them.
 func TestMain(m *testing.M) {
-	inside, code, err := libvirthost.Apart(os.Getenv(libvirthost.EnvStage))
-	if !inside {
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-		os.Exit(code)
-	}
+	flag.Parse()
 	os.Exit(runTests(m))
 }
 
 func runTests(m *testing.M) int {
-	folder, err := os.MkdirTemp("", "berth-libvirt-")
+	stage := os.Getenv(libvirthost.EnvStage)
+	if stage == "" {
+		missing := libvirthost.Check()
+		if os.Getuid() != 0 {
+			missing = errors.New("a libvirt host of its own takes root")
+		}
+		if missing != nil {
+			os.Setenv(envSkip, missing.Error())
+			return m.Run()
+		}
+	}
+	inside, code, err := libvirthost.Apart(stage)
+	if err == nil && !inside {
+		return code
+	}
+	var folder string
+	if err == nil {
+		folder, err = os.MkdirTemp("", "berth-libvirt-")
+	}
 	if err == nil {
 		defer os.RemoveAll(folder)
-		if real, err = libvirthost.Start(context.Background(), libvirthost.Options{Dir: folder}); err == nil {
-			defer real.Stop()
-			err = real.AddSmallPool(context.Background(), smallPool, 60<<20)
-		}
+		real, err = libvirthost.Start(context.Background(), libvirthost.Options{Dir: folder})
+	}
+	if err == nil {
+		defer real.Stop()
+		err = real.AddSmallPool(context.Background(), smallPool, 60<<20)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -62,11 +87,17 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// limit is for one step of a test: generous, because guests are emulated and machines are slow.
-const limit = 2 * time.Minute
+// needs skips a test where there is no libvirt host.
+func needs(t *testing.T) {
+	t.Helper()
+	if why := os.Getenv(envSkip); why != "" {
+		t.Skip(why)
+	}
+}
 
 func newModule(t *testing.T, change func(*Site)) *Module {
 	t.Helper()
+	needs(t)
 	site := Site{Name: "h1", URI: libvirthost.URI, Pool: libvirthost.Pool, Accel: AccelTCG}
 	if change != nil {
 		change(&site)
@@ -103,6 +134,7 @@ func left(t *testing.T) []string {
 // clean removes everything from the host.
 func clean(t *testing.T) {
 	t.Helper()
+	needs(t)
 	for _, domain := range strings.Fields(virsh(t, "list", "--name")) {
 		virsh(t, "destroy", domain)
 	}
@@ -122,6 +154,7 @@ func clean(t *testing.T) {
 // newImage makes a qcow2 image of megabytes of noise.
 func newImage(t *testing.T, megabytes int) (path, digest string) {
 	t.Helper()
+	needs(t)
 	folder := t.TempDir()
 	raw := filepath.Join(folder, "raw")
 	noise := make([]byte, megabytes<<20)
@@ -199,6 +232,7 @@ func TestALoadCanBeStoppedAnywhereAndGoesOnWithOneDomain(t *testing.T) {
 				require.Equal(t, "vm-01", virsh(t, "list", "--name"))
 				require.Equal(t, loaded.Reference, virsh(t, "domuuid", "vm-01"))
 				require.Len(t, left(t), 3, "a domain, a disk, a seed")
+				require.Contains(t, virsh(t, "list", "--all", "--autostart", "--name"), "vm-01")
 
 				again, err := successor.Load(within(t), request, &reporter{})
 				require.NoError(t, err)
@@ -236,7 +270,7 @@ type counted struct {
 
 func (c *counted) Write(p []byte) (int, error) {
 	if c.web.slow.Load() {
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond)
 	}
 	if cut := c.web.cut.Load(); cut > 0 {
 		if cut <= int64(len(p)) {
@@ -546,8 +580,9 @@ func TestAGuestThatQEMURefusesIsAVerdict(t *testing.T) {
 		want   reservation.Verdict
 	}{
 		"a machine type that is not there": {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceMachine] = "pc-q35-99.9" }, reservation.VerdictFail},
-		"a CPU that is not there":          {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceCPU] = "Cray-1" }, reservation.VerdictReload},
-		"a firmware that is not there":     {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceFirmware] = firmwareSecure }, reservation.VerdictReload},
+		"a CPU that is not there":          {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceCPU] = "Cray-1" }, reservation.VerdictFail},
+		"a firmware that is not there":     {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceFirmware] = firmwareSecure }, reservation.VerdictFail},
+		"a CPU that is there":              {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceCPU] = "qemu64" }, reservation.VerdictDone},
 		"more memory than the host has":    {func(r *reservation.Reservation) { r.Computer.MemoryMiB = 32 << 20 }, reservation.VerdictReload},
 		"a bridge that is not there":       {func(r *reservation.Reservation) { r.Computer.Networks = []string{bridgePrefix + "nowhere0"} }, reservation.VerdictReload},
 	} {
@@ -617,4 +652,83 @@ func TestSomebodyElsesCallIsSeenWithoutWaiting(t *testing.T) {
 	now, err := h.power(within(t), vm.domain)
 	require.NoError(t, err)
 	require.Equal(t, rpc.DomainPaused, now.state)
+}
+
+// The host's sshd forwards to libvirtd's socket: the whole load goes through one login.
+func TestAHostIsReachedThroughItsSSHD(t *testing.T) {
+	clean(t)
+	path, err := exec.LookPath("sshd")
+	if err != nil {
+		t.Skip("no sshd: apt-get install openssh-server")
+	}
+	image, digest := newImage(t, 10)
+	folder := t.TempDir()
+	write := func(name, text string) string {
+		file := filepath.Join(folder, name)
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		return file
+	}
+	newKey := func() (ssh.Signer, string) {
+		_, private, err := ed25519.GenerateKey(nil)
+		require.NoError(t, err)
+		block, err := ssh.MarshalPrivateKey(private, "")
+		require.NoError(t, err)
+		signer, err := ssh.NewSignerFromKey(private)
+		require.NoError(t, err)
+		return signer, string(pem.EncodeToMemory(block))
+	}
+	host, hostPEM := newKey()
+	user, _ := newKey()
+	require.NoError(t, os.MkdirAll("/run/sshd", 0o755)) // where sshd's unprivileged part lives
+	config := write("config", strings.Join([]string{
+		"ListenAddress 127.0.0.1", "Port 22", "PidFile none", "UsePAM no", "StrictModes no", "PermitRootLogin prohibit-password", "ForceCommand /bin/false",
+		"HostKey " + write("host", hostPEM), "AuthorizedKeysFile " + write("authorized", string(ssh.MarshalAuthorizedKey(user.PublicKey()))),
+	}, "\n")+"\n")
+	daemon := exec.Command(path, "-D", "-e", "-f", config)
+	said, err := os.Create(filepath.Join(folder, "log")) // no pipe: the process of a login outlives the daemon
+	require.NoError(t, err)
+	defer said.Close()
+	daemon.Stderr = said
+	require.NoError(t, daemon.Start())
+	stopped := make(chan struct{})
+	go func() {
+		_ = daemon.Wait()
+		close(stopped)
+	}()
+	defer func() {
+		_ = daemon.Process.Kill()
+		<-stopped
+		if t.Failed() {
+			text, _ := os.ReadFile(said.Name())
+			t.Log(string(text))
+		}
+	}()
+	require.Eventually(t, func() bool {
+		connection, err := net.Dial("tcp", "127.0.0.1:22")
+		if err == nil {
+			connection.Close()
+		}
+		return err == nil
+	}, limit, 20*time.Millisecond)
+
+	m := newModule(t, func(s *Site) {
+		s.URI = "qemu+ssh://root@127.0.0.1/system"
+		s.HostKey = string(ssh.MarshalAuthorizedKey(host.PublicKey()))
+		s.Key = func() (ssh.Signer, error) { return user, nil }
+	})
+	require.NoError(t, m.Check(within(t)))
+	request := requestOf("vm-01", image, digest)
+	_, err = m.Load(within(t), request, &reporter{})
+	require.NoError(t, err)
+	require.Equal(t, "running", virsh(t, "domstate", "vm-01"))
+	require.NoError(t, m.AfterResponse(within(t), request, &reporter{}))
+	require.NoError(t, m.Unload(within(t), request, &reporter{}))
+	require.Empty(t, left(t))
+
+	stranger := newModule(t, func(s *Site) {
+		s.URI = "qemu+ssh://root@127.0.0.1/system"
+		s.HostKey = string(ssh.MarshalAuthorizedKey(user.PublicKey()))
+		s.Key = func() (ssh.Signer, error) { return user, nil }
+	})
+	require.ErrorContains(t, stranger.Check(within(t)), "the host shows another key")
 }

@@ -106,8 +106,9 @@ func networkConfig(computer reservation.Computer) ([]byte, error) {
 	}
 	first := nic{Addresses: []string{place[placeAddress]}}
 	if len(computer.MACs) == 0 {
-		return nil, reservation.Fail("computer "+computer.Name+" cannot be given its address", &reservation.FieldError{Field: "computer.macs", Value: "",
-			Remedy: "give the first interface's MAC: the guest knows by it which interface the address is for"})
+		return nil, reservation.Fail("computer "+computer.Name+" cannot be given its address",
+			&reservation.FieldError{Field: "computer.macs", Value: "",
+				Remedy: "give the first interface's MAC: the guest knows by it which interface the address is for"})
 	}
 	first.Match, first.Name = map[string]string{"macaddress": strings.ToLower(computer.MACs[0])}, "eth0"
 	if via := place[placeGateway]; via != "" {

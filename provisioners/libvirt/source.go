@@ -75,7 +75,8 @@ func open(ctx context.Context, client *http.Client, source string, offset uint64
 		b.total, _ = strconv.ParseUint(total, 10, 64)
 		if !strings.HasPrefix(answer.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)) {
 			_ = b.Close()
-			return nil, &SourceError{Master: source, Err: fmt.Errorf("asked for what follows byte %d, it sends %q", offset, answer.Header.Get("Content-Range"))}
+			return nil, &SourceError{Master: source, Err: fmt.Errorf("asked for what follows byte %d, it sends %q", offset,
+				answer.Header.Get("Content-Range"))}
 		}
 		return b, nil
 	case http.StatusRequestedRangeNotSatisfiable:

@@ -97,7 +97,8 @@ func (h *host) pool(ctx context.Context, name string) (*pool, error) {
 		return nil, fmt.Errorf("site %s: look up storage pool %s: %w", h.site.Name, name, err)
 	}
 	if !slices.Contains([]string{"dir", "fs", "netfs"}, description.Type) || description.Target == nil {
-		return nil, missing(fmt.Sprintf("it is of type %s, and copy-on-write disks need a pool of files: dir, fs or netfs", description.Type), nil)
+		return nil, missing(fmt.Sprintf("it is of type %s, and copy-on-write disks need a pool of files: dir, fs or netfs",
+			description.Type), nil)
 	}
 	p.folder = description.Target.Path
 	active, err := ask(ctx, h, func(l *rpc.Libvirt) (int32, error) { return l.StoragePoolIsActive(p.handle) })
@@ -214,7 +215,8 @@ func (p *pool) free(ctx context.Context) (uint64, error) {
 
 // full makes err a *NoSpaceError if the pool has no room left: libvirt has no code for that.
 func (p *pool) full(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil || !code(err, rpc.ErrSystemError, rpc.ErrInternalError, rpc.ErrOperationFailed, rpc.ErrWriteFailed, rpc.ErrRPC) {
+	if err == nil || ctx.Err() != nil || !code(err, rpc.ErrSystemError, rpc.ErrInternalError, rpc.ErrOperationFailed,
+		rpc.ErrWriteFailed, rpc.ErrRPC) {
 		return err
 	}
 	if free, ferr := p.free(ctx); ferr == nil && free < scarce {
@@ -252,10 +254,12 @@ func raw(name, mode string) libvirtxml.StorageVolume {
 // overlay describes a copy-on-write disk on a master.
 func overlay(name string, capacity uint64, m master) libvirtxml.StorageVolume {
 	return libvirtxml.StorageVolume{
-		Name: name, Capacity: &libvirtxml.StorageVolumeSize{Value: capacity, Unit: "bytes"}, Allocation: &libvirtxml.StorageVolumeSize{},
+		Name: name, Capacity: &libvirtxml.StorageVolumeSize{Value: capacity, Unit: "bytes"},
+		Allocation: &libvirtxml.StorageVolumeSize{},
 		Target: &libvirtxml.StorageVolumeTarget{Format: &libvirtxml.StorageVolumeTargetFormat{Type: formatQCOW2},
 			Permissions: &libvirtxml.StorageVolumeTargetPermissions{Mode: modePrivate}},
-		BackingStore: &libvirtxml.StorageVolumeBackingStore{Path: m.path, Format: &libvirtxml.StorageVolumeTargetFormat{Type: m.format}},
+		BackingStore: &libvirtxml.StorageVolumeBackingStore{Path: m.path,
+			Format: &libvirtxml.StorageVolumeTargetFormat{Type: m.format}},
 	}
 }
 

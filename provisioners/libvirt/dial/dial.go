@@ -75,7 +75,8 @@ func Parse(field, text string) (URI, error) {
 		return URI{}, &reservation.FieldError{Field: field, Value: "", Remedy: forms} // it may hold a password
 	}
 	if _, password := u.User.Password(); password {
-		return URI{}, &reservation.FieldError{Field: field, Value: u.Redacted(), Remedy: "take the password out: name a secret as credential"}
+		return URI{}, &reservation.FieldError{Field: field, Value: u.Redacted(),
+			Remedy: "take the password out: name a secret as credential"}
 	}
 	driver, transport, given := strings.Cut(u.Scheme, "+")
 	if driver != "qemu" {

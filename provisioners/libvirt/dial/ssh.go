@@ -60,7 +60,8 @@ func KnownHosts(file, address string) (HostKeys, error) {
 	// one that the file lacks otherwise.
 	var have *knownhosts.KeyError
 	if err := check(address, &net.TCPAddr{}, noKey{}); !errors.As(err, &have) || len(have.Want) == 0 {
-		return HostKeys{}, fmt.Errorf("%s has no key of %s: add the line that `ssh-keyscan` prints, once you have compared it", file, knownhosts.Normalize(address))
+		return HostKeys{}, fmt.Errorf("%s has no key of %s: add the line that `ssh-keyscan` prints, once you have compared it",
+			file, knownhosts.Normalize(address))
 	}
 	keys := HostKeys{check: check}
 	for _, known := range have.Want {
@@ -122,7 +123,8 @@ func (d *bySSH) Dial(ctx context.Context) (net.Conn, error) {
 	}
 	var refused *ssh.OpenChannelError
 	if errors.As(err, &refused) && refused.Reason == ssh.Prohibited {
-		return nil, &RefusedError{Where: d.options.Address, Err: fmt.Errorf("%w: sshd needs AllowStreamLocalForwarding, and the user the group libvirt", err)}
+		return nil, &RefusedError{Where: d.options.Address,
+			Err: fmt.Errorf("%w: sshd needs AllowStreamLocalForwarding, and the user the group libvirt", err)}
 	}
 	if !errors.As(err, &refused) {
 		d.forget(client) // the login itself is of no use any more
@@ -205,7 +207,8 @@ func (d *bySSH) newLogin(ctx context.Context) (*ssh.Client, error) {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case errors.As(err, &negotiation) && negotiation.What == "host key":
-			return nil, &HostKeyError{Address: d.options.Address, Err: fmt.Errorf("it has none of the kind that is known: %s", strings.Join(d.options.HostKeys.algorithms, ", "))}
+			return nil, &HostKeyError{Address: d.options.Address, Err: fmt.Errorf("it has none of the kind that is known: %s",
+				strings.Join(d.options.HostKeys.algorithms, ", "))}
 		case shown && !errors.As(err, new(net.Error)) && !errors.Is(err, io.EOF):
 			return nil, &RefusedError{Where: d.options.User + "@" + d.options.Address, Err: err}
 		}

@@ -39,7 +39,8 @@ func (d byTLS) Dial(ctx context.Context) (net.Conn, error) {
 		name, _, _ = net.SplitHostPort(d.options.Address)
 	}
 	dialer := tls.Dialer{
-		NetDialer: &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: unanswered}},
+		NetDialer: &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive,
+			Count: unanswered}},
 		Config: &tls.Config{
 			ServerName: name, RootCAs: d.options.Authorities, MinVersion: tls.VersionTLS12,
 			// Ours is shown whichever authorities the daemon names: it says so itself if it does not know it.
@@ -62,7 +63,8 @@ func (d byTLS) Dial(ctx context.Context) (net.Conn, error) {
 		_ = connection.SetDeadline(time.Time{})
 		return connection, nil
 	case err == nil, errors.Is(err, io.EOF):
-		err = &RefusedError{Where: d.options.Address, Err: errors.New("it hung up on our certificate: is it signed by the host's authority, and its name in tls_allowed_dn_list?")}
+		err = &RefusedError{Where: d.options.Address,
+			Err: errors.New("it hung up on our certificate: is it signed by the host's authority, and its name in tls_allowed_dn_list?")}
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	}
