@@ -82,7 +82,8 @@ func (e *MissingError) Error() string {
 func Check() error {
 	var missing []string
 	for _, need := range [][2]string{
-		{"libvirtd", "libvirt-daemon"}, {"virsh", "libvirt-clients"}, {qemu, "qemu-system-x86"}, {"qemu-img", "qemu-utils"}, {"dnsmasq", "dnsmasq-base"},
+		{"libvirtd", "libvirt-daemon"}, {"virsh", "libvirt-clients"}, {qemu, "qemu-system-x86"}, {"qemu-img", "qemu-utils"},
+		{"dnsmasq", "dnsmasq-base"},
 	} {
 		if _, err := lookPath(need[0]); err != nil {
 			missing = append(missing, need[1])
