@@ -172,15 +172,16 @@ func (l *hostLab) start(ctx context.Context) error {
 	limit := reservation.Duration(20 * time.Minute)
 	image := func(name, memory string, master guestimage.Image) reservation.Image {
 		return reservation.Image{Name: name, Revision: 1, OS: reservation.OS{Family: reservation.Linux, Version: "12", Architecture: "x86_64"},
-			Sources: map[string]map[string]string{libvirt.Type: {"master": master.Path, "sha256": master.SHA256, "cloud_init": "true", "graphics": "none", "memory_mib": memory}},
+			Sources: map[string]map[string]string{libvirt.Type: {"master": master.Path, "sha256": master.SHA256,
+				"cloud_init": "true", "graphics": "none", "memory_mib": memory}},
 			Control: reservation.Control{Channel: "ssh", User: "root", Credential: "login", HostKey: reservation.HostKeyHanded},
 			Limits: reservation.Limits{Load: limit, InitialDelay: reservation.Duration(time.Second), Response: limit, Configure: limit,
 				Settle: reservation.Duration(time.Second)}}
 	}
 	var computers []reservation.Computer
 	for n, name := range append(l.names("small"), l.names("debian")...) {
-		computers = append(computers, reservation.Computer{Name: name, Site: "here", Address: libvirthost.Address(n + 1), MACs: []string{libvirthost.MAC(n + 1)},
-			Networks: []string{libvirthost.Network}})
+		computers = append(computers, reservation.Computer{Name: name, Site: "here", Address: libvirthost.Address(n + 1),
+			MACs: []string{libvirthost.MAC(n + 1)}, Networks: []string{libvirthost.Network}})
 	}
 	text, err := json.Marshal(map[string]any{ // JSON is YAML
 		"secrets": map[string]any{"login": map[string]string{"file": key}},
@@ -200,7 +201,8 @@ func (l *hostLab) start(ctx context.Context) error {
 		return err
 	}
 	l.worker, err = process.Start(process.Options{Path: "bin/worker", Log: filepath.Join(l.dir, "worker.log"),
-		Env: append(os.Environ(), "BERTH_CATALOG="+path, "BERTH_TEMPORAL_ADDRESS="+l.server.Address, "BERTH_PROVISIONERS="+libvirt.Type, "BERTH_LISTEN=", "BERTH_LOG_LEVEL=warn")})
+		Env: append(os.Environ(), "BERTH_CATALOG="+path, "BERTH_TEMPORAL_ADDRESS="+l.server.Address, "BERTH_PROVISIONERS="+libvirt.Type,
+			"BERTH_LISTEN=", "BERTH_LOG_LEVEL=warn")})
 	if err != nil {
 		return fmt.Errorf("%w; run make build first", err)
 	}
@@ -331,7 +333,7 @@ func (l *hostLab) bareLoop(ctx context.Context, computer string) (time.Duration,
 	g, known := l.bare[computer]
 	l.mu.Unlock()
 	if !known {
-		return 0, errors.New("Berth has not loaded it yet")
+		return 0, errors.New("it has not been loaded yet")
 	}
 	xml := filepath.Join(l.dir, computer+".xml")
 	if err := errors.Join(os.WriteFile(xml, []byte(g.xml), 0o600), os.WriteFile(g.seed, g.boot, 0o600)); err != nil {
@@ -350,7 +352,8 @@ func (l *hostLab) bareLoop(ctx context.Context, computer string) (time.Duration,
 		_, _ = l.host.Virsh(context.WithoutCancel(ctx), "undefine", computer)
 	}()
 	at := slices.IndexFunc(l.catalog.Computers, func(c reservation.Computer) bool { return c.Name == computer })
-	config := &ssh.ClientConfig{User: "root", Auth: []ssh.AuthMethod{ssh.PublicKeys(l.signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 5 * time.Second}
+	config := &ssh.ClientConfig{User: "root", Auth: []ssh.AuthMethod{ssh.PublicKeys(l.signer)},
+		HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 5 * time.Second}
 	address := net.JoinHostPort(l.catalog.Computers[at].Address, "22")
 	began := time.Now()
 	if _, err := l.host.Virsh(ctx, "start", computer); err != nil {

@@ -80,11 +80,10 @@ func run(ctx context.Context, o options, ports string, environment []string, out
 	if err := s.start(ctx, built); err != nil {
 		return err
 	}
-	loaded := s.load(ctx)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if err := s.load(ctx); err != nil {
+		return err
 	}
-	unexpected := errors.Join(loaded, s.table(ctx))
+	unexpected := s.table(ctx)
 	if o.once {
 		return unexpected
 	}
@@ -156,7 +155,8 @@ func (s *show) start(ctx context.Context, built *guestimage.Images) error {
 
 func (s *show) environment(more ...string) []string {
 	env := append([]string{}, s.env...)
-	env = append(env, "BERTH_CATALOG="+s.catalog, "BERTH_USER=demo", "BERTH_TEMPORAL_ADDRESS="+s.server.Address, "BERTH_TEMPORAL_NAMESPACE="+s.server.Namespace)
+	env = append(env, "BERTH_CATALOG="+s.catalog, "BERTH_USER=demo",
+		"BERTH_TEMPORAL_ADDRESS="+s.server.Address, "BERTH_TEMPORAL_NAMESPACE="+s.server.Namespace)
 	return append(env, more...)
 }
 
@@ -189,7 +189,8 @@ func (s *show) writeCatalog(built *guestimage.Images) error {
 	}
 	image := func(name, memory string, master guestimage.Image) reservation.Image {
 		return reservation.Image{Name: name, Revision: 1, OS: reservation.OS{Family: reservation.Linux, Version: "12", Architecture: "x86_64"},
-			Sources: map[string]map[string]string{libvirt.Type: {"master": master.Path, "sha256": master.SHA256, "cloud_init": "true", "graphics": "none", "memory_mib": memory}},
+			Sources: map[string]map[string]string{libvirt.Type: {"master": master.Path, "sha256": master.SHA256,
+				"cloud_init": "true", "graphics": "none", "memory_mib": memory}},
 			Control: reservation.Control{Channel: "ssh", User: "root", Credential: "login", HostKey: reservation.HostKeyHanded},
 			// Where every instruction is translated, several at once on two processors take minutes.
 			Limits: reservation.Limits{Load: limit(10), Response: limit(10), ResponseAgain: limit(10), Configure: limit(5),
@@ -198,8 +199,8 @@ func (s *show) writeCatalog(built *guestimage.Images) error {
 	}
 	var computers []reservation.Computer
 	for i, name := range s.names() {
-		computers = append(computers, reservation.Computer{Name: name, Site: "here", Address: libvirthost.Address(i + 1), MACs: []string{libvirthost.MAC(i + 1)},
-			Networks: []string{libvirthost.Network}})
+		computers = append(computers, reservation.Computer{Name: name, Site: "here", Address: libvirthost.Address(i + 1),
+			MACs: []string{libvirthost.MAC(i + 1)}, Networks: []string{libvirthost.Network}})
 	}
 	text, err := json.MarshalIndent(map[string]any{ // JSON is YAML
 		"secrets": map[string]any{"login": map[string]string{"file": s.key}},
@@ -219,7 +220,7 @@ func limit(minutes int) reservation.Duration {
 	return reservation.Duration(time.Duration(minutes) * time.Minute)
 }
 
-// load reserves all computers and shows how they are loaded. The error names those that did not become ready.
+// load reserves all computers and shows how they are loaded, until each is ready or over.
 func (s *show) load(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, loadLimit, fmt.Errorf("not all computers are ready after %s", loadLimit))
 	defer cancel()
@@ -235,8 +236,9 @@ func (s *show) load(ctx context.Context) error {
 	}
 	s.say("")
 	for _, name := range s.names() {
-		s.command("reserve", imageOf(name), name, "--name", name, "--for", "2h")
-		if err := s.starter(ctx, io.Discard, "reserve", imageOf(name), name, "--name", name, "--for", "2h"); err != nil {
+		reserve := []string{"reserve", imageOf(name), name, "--for", "2h"}
+		s.command(reserve...)
+		if err := s.starter(ctx, io.Discard, reserve...); err != nil {
 			return err
 		}
 	}
@@ -253,8 +255,8 @@ func (s *show) load(ctx context.Context) error {
 			break
 		}
 		s.mu.Lock()
-		s.views[view.Reservation] = view
-		s.show(view.Reservation)
+		s.views[view.Computer] = view
+		s.show(view.Computer)
 		s.mu.Unlock()
 	}
 	err := <-watched
@@ -292,7 +294,9 @@ func (s *show) show(name string) {
 			paint = loadlog.Bad
 		}
 	}
-	s.say("%7s  %-10s %-44s %s", time.Since(s.began).Round(100*time.Millisecond), name, s.style.Paint(paint, cut(doing, 44)), s.style.Paint(loadlog.Faint, cut(console, 90)))
+	// Padded before it is painted: what paints has a width, too.
+	s.say("%7s  %-10s %s %s", time.Since(s.began).Round(100*time.Millisecond), name,
+		s.style.Paint(paint, fmt.Sprintf("%-44s", cut(doing, 44))), s.style.Paint(loadlog.Faint, cut(console, 90)))
 }
 
 func cut(text string, most int) string {
@@ -315,8 +319,8 @@ func (s *show) table(ctx context.Context) error {
 			word = view.Reason
 		} else {
 			took = loadlog.Span(view.Ready.Sub(view.Began))
-			out, err := exec.CommandContext(ctx, "ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR",
-				"-o", "UserKnownHostsFile=/dev/null", "-i", s.key, "root@"+libvirthost.Address(i+1),
+			out, err := exec.CommandContext(ctx, "ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "LogLevel=ERROR",
+				"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-i", s.key, "root@"+libvirthost.Address(i+1),
 				`echo "$(hostname), Linux $(uname -r), up $(cut -d ' ' -f 1 /proc/uptime) s, $(grep -o '"attempt": [0-9]*' /etc/berth/load.json)"`).CombinedOutput()
 			word = strings.TrimSpace(string(out))
 			if err != nil {
@@ -343,7 +347,8 @@ func (s *show) staying() {
 	s.say("  %s list", filepath.Join(s.bin, "starter"))
 	if names := s.names(); len(names) > 0 {
 		s.say("  %s release %s", filepath.Join(s.bin, "starter"), names[0])
-		s.say("  ssh -o UserKnownHostsFile=/dev/null -i %s -p %s root@127.0.0.1     # %s", s.key, s.ports[doorGuests+len(names)-1], names[len(names)-1])
+		s.say("  ssh -o UserKnownHostsFile=/dev/null -i %s -p %s root@127.0.0.1     # %s",
+			s.key, s.ports[doorGuests+len(names)-1], names[len(names)-1])
 	}
 	s.say("Temporal's Web UI: %s", s.style.Paint(loadlog.Strong, "http://127.0.0.1:"+s.ports[doorWebUI]))
 }
@@ -355,7 +360,8 @@ func (s *show) command(args ...string) {
 // starter runs the production command line to its end.
 func (s *show) starter(ctx context.Context, out io.Writer, args ...string) error {
 	var stderr bytes.Buffer
-	running, err := process.Start(process.Options{Path: filepath.Join(s.bin, "starter"), Args: args, Env: s.environment(), Stdout: out, Stderr: &stderr})
+	running, err := process.Start(process.Options{Path: filepath.Join(s.bin, "starter"), Args: args, Env: s.environment(),
+		Stdout: out, Stderr: &stderr})
 	if err != nil {
 		return err
 	}

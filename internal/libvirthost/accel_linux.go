@@ -65,7 +65,8 @@ func boots(ctx context.Context, accel string) (bool, error) {
 	if accel == AccelTCG {
 		model = "max"
 	}
-	command := exec.CommandContext(limited, qemu, "-accel", accel, "-machine", "q35", "-cpu", model, "-m", "64", "-display", "none", "-nodefaults", "-no-user-config",
+	command := exec.CommandContext(limited, qemu, "-accel", accel, "-machine", "q35", "-cpu", model, "-m", "64",
+		"-display", "none", "-nodefaults", "-no-user-config",
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=4", exitPort), "-drive", "format=raw,if=virtio,file="+disk)
 	err = command.Run()
 	var exit *exec.ExitError

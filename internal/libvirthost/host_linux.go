@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,6 +66,9 @@ type Host struct {
 
 	dir    string
 	daemon *process.Process
+
+	mu     sync.Mutex
+	mounts []string // of small pools
 }
 
 // MissingError says that a program that a host needs is not installed.
@@ -78,7 +82,8 @@ func (e *MissingError) Error() string {
 func Check() error {
 	var missing []string
 	for _, need := range [][2]string{
-		{"libvirtd", "libvirt-daemon"}, {"virsh", "libvirt-clients"}, {qemu, "qemu-system-x86"}, {"qemu-img", "qemu-utils"}, {"dnsmasq", "dnsmasq-base"},
+		{"libvirtd", "libvirt-daemon"}, {"virsh", "libvirt-clients"}, {qemu, "qemu-system-x86"}, {"qemu-img", "qemu-utils"},
+		{"dnsmasq", "dnsmasq-base"},
 	} {
 		if _, err := lookPath(need[0]); err != nil {
 			missing = append(missing, need[1])
@@ -199,6 +204,12 @@ func (h *Host) Stop() {
 	}
 	_, _ = h.Virsh(ctx, "net-destroy", Network)
 	h.daemon.Stop(stopGrace)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, dir := range h.mounts {
+		_ = unix.Unmount(dir, unix.MNT_DETACH) // so that its owner can remove the folder
+	}
+	h.mounts = nil
 }
 
 // define makes the network and the pool.
@@ -241,6 +252,9 @@ func (h *Host) AddSmallPool(ctx context.Context, name string, bytes int64) error
 	if err := unix.Mount(marker+"-"+name, dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
 		return fmt.Errorf("a file system of %d bytes: %w", bytes, err)
 	}
+	h.mu.Lock()
+	h.mounts = append(h.mounts, dir)
+	h.mu.Unlock()
 	return h.addPool(ctx, name, dir)
 }
 
