@@ -34,6 +34,11 @@ help: ## List the targets
 demo: temporal build ## Watch reservations being loaded, with a real Temporal server, vSphere API and SSH (ONCE=1 ends after the table)
 	@bin/demo --with-parent $(if $(filter-out 0,$(ONCE)),--once) $(DEMOFLAGS)
 
+.PHONY: demo-libvirt
+demo-libvirt: temporal build ## Watch real virtual machines being loaded, their consoles beside the stages; as root, on Linux (ONCE=1 ends after the table)
+	go build -o bin/demo-libvirt ./demo/libvirt
+	@bin/demo-libvirt $(if $(filter-out 0,$(ONCE)),--once) $(DEMOFLAGS)
+
 .PHONY: build
 build: ## Build the programs into bin/
 	go build -o bin/ ./worker ./starter ./simsite ./demo
@@ -78,7 +83,7 @@ lint: ## Check format, go vet, staticcheck, workflowcheck, and who may import wh
 	go test ./internal/rooms
 
 .PHONY: e2e
-e2e: temporal build ## Run the end-to-end tests; as root, installs what they need (chromium, debootstrap, docker.io, prometheus)
+e2e: temporal build ## Run the end-to-end tests; as root, installs what they need (chromium, docker.io, libvirt, QEMU, prometheus, ...)
 	@e2e/run
 
 .PHONY: pictures

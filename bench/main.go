@@ -1,6 +1,9 @@
 // Command bench measures Berth side by side with what it stands on, in one run, and prints the figures:
 //
 //	bench [-quick] [-only engine,waiting,windows,vsphere]
+//	bench [-quick] -only libvirt
+//
+// The part libvirt boots real guests on a libvirt host of its own: as root, and by itself.
 //
 // BENCH_JSON=FILE writes them as one flat JSON object as well.
 package main
@@ -20,20 +23,35 @@ import (
 	"berth/workflows"
 )
 
+// partLibvirt runs in namespaces of its own.
+const partLibvirt = "libvirt"
+
 func main() {
 	quick := flag.Bool("quick", false, "fewer rounds: a look, not a measurement")
-	only := flag.String("only", "engine,waiting,windows,vsphere", "which parts to measure")
+	only := flag.String("only", "engine,waiting,windows,vsphere", "which parts to measure; or libvirt, by itself and as root")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	if *only == partLibvirt {
+		inside, code, err := apart(ctx)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench: libvirt:", err)
+		}
+		if !inside {
+			os.Exit(code)
+		}
+	}
 	figures, failed := map[string]float64{}, false
 	fmt.Printf("Berth's benchmarks, %s, %d CPUs, %s\n", time.Now().Format("2006-01-02 15:04"), runtime.NumCPU(), runtime.Version())
 	for _, part := range strings.Split(*only, ",") {
 		measure, ok := map[string]func(context.Context, bool, map[string]float64) error{
-			"engine": measureEngine, "waiting": measureWaiting, "windows": measureWindows, "vsphere": measureVSphere,
+			"engine": measureEngine, "waiting": measureWaiting, "windows": measureWindows, "vsphere": measureVSphere, partLibvirt: measureLibvirt,
 		}[part]
+		if ok && part == partLibvirt && *only != partLibvirt {
+			ok = false
+		}
 		if !ok {
-			fmt.Fprintf(os.Stderr, "bench: there is no part %q: give some of engine, waiting, windows, vsphere\n", part)
+			fmt.Fprintf(os.Stderr, "bench: there is no part %q: give some of engine, waiting, windows, vsphere, or libvirt by itself\n", part)
 			os.Exit(2)
 		}
 		// What the other parts measure is kept.

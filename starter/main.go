@@ -16,6 +16,7 @@ import (
 	"berth/internal/temporalclient"
 	"berth/internal/tracing"
 	"berth/provisioners"
+	"berth/provisioners/libvirt"
 	"berth/provisioners/vmware"
 	"berth/provisioners/xcat"
 )
@@ -66,7 +67,7 @@ func run(ctx context.Context) int {
 	return commands.Tools{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Env: os.Getenv, Now: time.Now,
-		Validators: map[string]provisioners.Validator{vmware.Type: new(vmware.Module), xcat.Type: new(xcat.Module)},
+		Validators: map[string]provisioners.Validator{vmware.Type: new(vmware.Module), xcat.Type: new(xcat.Module), libvirt.Type: new(libvirt.Module)},
 		Temporal:   settings, Interceptors: traces.Client(),
 	}.Run(ctx, os.Args[1:])
 }

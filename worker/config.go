@@ -20,6 +20,7 @@ import (
 	"berth/internal/logging"
 	"berth/internal/temporalclient"
 	"berth/internal/tracing"
+	"berth/provisioners/libvirt"
 	"berth/provisioners/vmware"
 	"berth/provisioners/xcat"
 	"berth/reservation"
@@ -47,7 +48,7 @@ type config struct {
 }
 
 // provisionerTypes are the types that this program has a module for.
-func provisionerTypes() []string { return []string{vmware.Type, xcat.Type} }
+func provisionerTypes() []string { return []string{vmware.Type, xcat.Type, libvirt.Type} }
 
 // readConfig reads and checks the environment. Its error joins every fault, each a *reservation.FieldError whose field is
 // the variable.

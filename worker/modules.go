@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	xssh "golang.org/x/crypto/ssh"
 
 	"berth/activities"
 	"berth/internal/catalog"
@@ -24,6 +25,7 @@ import (
 	"berth/osmodules/remote/winrm"
 	"berth/osmodules/windows"
 	"berth/provisioners"
+	"berth/provisioners/libvirt"
 	"berth/provisioners/vmware"
 	"berth/provisioners/xcat"
 	"berth/provisioners/xcat/xcatd"
@@ -51,7 +53,7 @@ type modules struct {
 
 // validators returns the checks of a catalog that are particular to a provisioner type.
 func validators() map[string]provisioners.Validator {
-	return map[string]provisioners.Validator{vmware.Type: &vmware.Module{}, xcat.Type: &xcat.Module{}}
+	return map[string]provisioners.Validator{vmware.Type: &vmware.Module{}, xcat.Type: &xcat.Module{}, libvirt.Type: &libvirt.Module{}}
 }
 
 // build makes the modules of the configured provisioner types from the catalog. Its error joins every fault of the
@@ -111,6 +113,14 @@ func build(c config, lookupEnv func(string) (string, bool), log zerolog.Logger, 
 				continue
 			}
 			built.provisioners[xcat.Type] = module
+		case libvirt.Type:
+			module, err := libvirt.New(libvirt.Options{Sites: hosts(s.sites, store, dialer), Logger: log, ControlKey: dialer.PublicKey})
+			if err != nil {
+				faults = append(faults, err)
+				continue
+			}
+			built.provisioners[libvirt.Type] = module
+			built.close = append(built.close, module.Close)
 		}
 	}
 	return built, errors.Join(faults...)
@@ -252,6 +262,20 @@ func managementNodes(sites []catalog.Site, store *secrets.Store) []xcat.Site {
 			}
 		}
 		all = append(all, site)
+	}
+	return all
+}
+
+func hosts(sites []catalog.Site, store *secrets.Store, dialer *ssh.Dialer) []libvirt.Site {
+	var all []libvirt.Site
+	for _, s := range sites {
+		all = append(all, libvirt.Site{
+			Name: s.Name, URI: s.Libvirt.URI, CAFile: s.Libvirt.CAFile, ServerName: s.Libvirt.ServerName,
+			Certificate: func() ([]byte, error) { return store.Bytes(s.Libvirt.Credential) },
+			Key:         func() (xssh.Signer, error) { return dialer.Signer(s.Libvirt.Credential) },
+			HostKey:     s.Libvirt.HostKey, KnownHostsFile: s.Libvirt.KnownHosts,
+			Pool: s.Libvirt.Pool, Accel: s.Libvirt.Accel, Loads: s.Libvirt.Loads,
+		})
 	}
 	return all
 }

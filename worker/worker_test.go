@@ -203,7 +203,7 @@ func TestEveryFaultOfTheEnvironmentIsInOneList(t *testing.T) {
 	require.Empty(t, stdout.String())
 	for _, line := range []string{
 		"worker: 11 faults, nothing was started:",
-		`BERTH_PROVISIONERS is "vmwar": this worker has modules for: vmware, xcat; did you mean vmware?`,
+		`BERTH_PROVISIONERS is "vmwar": this worker has modules for: vmware, xcat, libvirt; did you mean vmware?`,
 		`BERTH_WORKFLOWS is "perhaps": write true or false`,
 		`BERTH_LOG_LEVEL is "loud": write one of debug, info, warn, error`,
 		`BERTH_LOG_FORMAT is "xml": write json or console`,
@@ -555,4 +555,30 @@ sites:
 	require.NoError(t, os.WriteFile(path, []byte(text+"  - {name: mn2, provisioner: xcat, xcat: {address: 127.0.0.1, ca_file: ca.pem, credential: mn-cert}}\n"), 0o600))
 	_, err = build(c, os.LookupEnv, zerolog.Nop(), metrics.New())
 	require.ErrorContains(t, err, filepath.Join(folder, "ca.pem"))
+}
+
+// The catalog's libvirt sites become the module's, with their credentials, and what is missing is a fault of the start.
+func TestLibvirtSitesAreBuiltFromTheCatalog(t *testing.T) {
+	folder := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(folder, "key"), []byte("no key"), 0o600))
+	path := filepath.Join(folder, "catalog.yaml")
+	text := `secrets:
+  host-key: {file: key}
+sites:
+  - {name: h1, provisioner: libvirt, libvirt: {uri: "qemu+unix:///system?socket=/nowhere/sock"}}
+`
+	c := settled(t, "127.0.0.1:1", path)
+	c.Provisioners = []string{"libvirt"}
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	built, err := build(c, os.LookupEnv, zerolog.Nop(), metrics.New())
+	require.NoError(t, err)
+	defer built.end(t.Context())
+	require.Equal(t, []string{"berth-libvirt-h1", "berth-libvirt"}, built.queues)
+	require.ErrorContains(t, built.check(t.Context()), "provisioner libvirt: site h1: look up storage pool default: connect with /nowhere/sock")
+
+	require.NoError(t, os.WriteFile(path, []byte(text+
+		"  - {name: h2, provisioner: libvirt, libvirt: {uri: 'qemu+ssh://berth@h2/system', credential: host-key, known_hosts_file: known_hosts}}\n"), 0o600))
+	_, err = build(c, os.LookupEnv, zerolog.Nop(), metrics.New())
+	require.ErrorContains(t, err, "sites[1].known_hosts_file")
+	require.ErrorContains(t, err, filepath.Join(folder, "known_hosts"))
 }

@@ -38,10 +38,24 @@ type Catalog struct {
 
 // Site is everything that one vCenter, management node or host can reach.
 type Site struct {
-	Name        string  `json:"name"`
-	Provisioner string  `json:"provisioner"` // the type of the module that serves it
-	VMware      *VMware `json:"vmware"`      // for the type vmware only
-	XCAT        *XCAT   `json:"xcat"`        // for the type xcat only
+	Name        string   `json:"name"`
+	Provisioner string   `json:"provisioner"` // the type of the module that serves it
+	VMware      *VMware  `json:"vmware"`      // for the type vmware only
+	XCAT        *XCAT    `json:"xcat"`        // for the type xcat only
+	Libvirt     *Libvirt `json:"libvirt"`     // for the type libvirt only
+}
+
+// Libvirt says how a libvirt host is reached, and how guests are run on it.
+type Libvirt struct {
+	URI        string `json:"uri"`              // qemu:///system, qemu+tls://HOST/system or qemu+ssh://USER@HOST/system
+	Credential string `json:"credential"`       // the name of the secret: by TLS our certificate and key as PEM, by SSH our private key
+	CAFile     string `json:"ca_file"`          // TLS: PEM of the host's authority; relative to the catalog's folder
+	ServerName string `json:"server_name"`      // TLS: that the host's certificate bears; "" is the URI's host
+	HostKey    string `json:"host_key"`         // SSH: the host's public key
+	KnownHosts string `json:"known_hosts_file"` // SSH: that has the host's key; relative to the catalog's folder
+	Pool       string `json:"pool"`             // storage pool; "" is the module's default
+	Accel      string `json:"accel"`            // auto, kvm or tcg; "" is auto
+	Loads      int    `json:"loads"`            // that make and start a guest at a time; 0 is the module's default
 }
 
 // XCAT says how a management node is reached: by its daemon at an address, or by its command-line tools, or by both.
@@ -132,6 +146,10 @@ func parse(path string, text []byte, options Options) (*Catalog, error) {
 	for _, site := range c.Sites {
 		if site.VMware != nil {
 			site.VMware.CAFile = within(folder, site.VMware.CAFile)
+		}
+		if site.Libvirt != nil {
+			site.Libvirt.CAFile = within(folder, site.Libvirt.CAFile)
+			site.Libvirt.KnownHosts = within(folder, site.Libvirt.KnownHosts)
 		}
 		if site.XCAT != nil {
 			site.XCAT.CAFile = within(folder, site.XCAT.CAFile)

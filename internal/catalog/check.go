@@ -15,13 +15,14 @@ import (
 
 // The provisioner types whose sites have a section of their name.
 const (
-	typeVMware = "vmware"
-	typeXCAT   = "xcat"
+	typeVMware  = "vmware"
+	typeXCAT    = "xcat"
+	typeLibvirt = "libvirt"
 )
 
 // provisionerTypes returns the types that a catalog may name.
 func provisionerTypes(options Options) []string {
-	types := []string{typeVMware, typeXCAT, "libvirt"}
+	types := []string{typeVMware, typeXCAT, typeLibvirt}
 	for name := range options.Validators {
 		types = append(types, name)
 	}
@@ -137,6 +138,8 @@ func (k *checker) sites() {
 			func(at string) { k.vmware(at, *site.VMware) })
 		k.section(path, site.Provisioner, typeXCAT, site.XCAT != nil, "its management node is reached: {address, ca_file, credential} or {tools}",
 			func(at string) { k.xcat(at, *site.XCAT) })
+		k.section(path, site.Provisioner, typeLibvirt, site.Libvirt != nil, "its host is reached: {uri}, and what the URI's transport needs",
+			func(at string) { k.libvirt(at, *site.Libvirt) })
 	}
 }
 
@@ -175,6 +178,46 @@ func (k *checker) vmware(path string, site VMware) {
 		if n < 0 {
 			k.fault(under(path, name), strconv.Itoa(n), "give how many may run at a time, 1 or more, or leave it out")
 		}
+	}
+}
+
+func (k *checker) libvirt(path string, site Libvirt) {
+	transport := ""
+	if site.URI == "" {
+		k.fault(under(path, "uri"), "", "write qemu:///system for this machine, qemu+tls://HOST/system or qemu+ssh://USER@HOST/system")
+	} else if u, err := url.Parse(site.URI); err != nil {
+		k.fault(under(path, "uri"), "", "write qemu:///system, qemu+tls://HOST/system or qemu+ssh://USER@HOST/system") // it may hold a password
+	} else {
+		if _, password := u.User.Password(); password {
+			k.fault(under(path, "uri"), u.Redacted(), "take the password out: name a secret as credential")
+		}
+		_, transport, _ = strings.Cut(u.Scheme, "+")
+	}
+	of := func(transports string, values map[string]string) {
+		if !strings.Contains(" "+transports+" ", " "+transport+" ") || transport == "" {
+			k.useless(path, "uri: qemu+"+strings.ReplaceAll(transports, " ", " or qemu+"), values)
+		}
+	}
+	of("tls", map[string]string{"ca_file": site.CAFile, "server_name": site.ServerName})
+	of("ssh", map[string]string{"host_key": site.HostKey, "known_hosts_file": site.KnownHosts})
+	of("tls ssh", map[string]string{"credential": site.Credential})
+	switch transport {
+	case "tls":
+		k.secret(under(path, "credential"), site.Credential)
+		if site.CAFile == "" {
+			k.fault(under(path, "ca_file"), "", "name a copy of the host's /etc/pki/CA/cacert.pem: its certificate is checked against it")
+		}
+	case "ssh":
+		k.secret(under(path, "credential"), site.Credential)
+		if (site.HostKey == "") == (site.KnownHosts == "") {
+			k.fault(under(path, "host_key"), site.HostKey, "give the host's public key here, or a known_hosts_file that has it: one of the two")
+		}
+	}
+	if !slices.Contains([]string{"", "auto", "kvm", "tcg"}, site.Accel) {
+		k.fault(under(path, "accel"), site.Accel, "write auto, kvm or tcg, or leave it out for auto")
+	}
+	if site.Loads < 0 {
+		k.fault(under(path, "loads"), strconv.Itoa(site.Loads), "give how many at a time, 1 or more, or leave it out")
 	}
 }
 
@@ -419,6 +462,8 @@ func (k *checker) provisionerOfSiteless(path string, computer *reservation.Compu
 		k.fault(under(path, "site"), "", fmt.Sprintf("there are several sites with provisioner %s; name one of %s", computer.Provisioner, enumerate(sites)))
 	case len(sites) == 0 && computer.Provisioner == typeVMware:
 		k.fault(under(path, "site"), "", "no site has provisioner vmware: add one under sites, which says how its vCenter is reached")
+	case len(sites) == 0 && computer.Provisioner == typeLibvirt:
+		k.fault(under(path, "site"), "", "no site has provisioner libvirt: add one under sites, which says how its host is reached")
 	}
 }
 
@@ -483,6 +528,9 @@ func (c *Catalog) SecretsOf(types, sites []string) []string {
 		}
 		if site.XCAT != nil && site.XCAT.Credential != "" && slices.Contains(sites, site.Name) {
 			names = append(names, site.XCAT.Credential)
+		}
+		if site.Libvirt != nil && site.Libvirt.Credential != "" && slices.Contains(sites, site.Name) {
+			names = append(names, site.Libvirt.Credential)
 		}
 	}
 	for _, image := range c.Images {

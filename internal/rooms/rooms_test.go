@@ -131,8 +131,10 @@ func below(folder, path string) bool { return path == folder || strings.HasPrefi
 // A provisioner may make a host key for a guest; it may not talk to the guest.
 func TestNoProvisionerTalksToAGuestBySSH(t *testing.T) {
 	dials := []string{"Dial", "NewClientConn", "NewClient", "ClientConfig"}
+	// The one exception logs in to libvirt hosts, as their daemon's qemu+ssh does.
+	const hosts = module + "/provisioners/libvirt/dial"
 	eachFile(t, func(p pkg, name string, file *ast.File, at func(ast.Node) token.Position) {
-		if !strings.HasPrefix(p.ImportPath, module+"/provisioners") {
+		if !strings.HasPrefix(p.ImportPath, module+"/provisioners") || p.ImportPath == hosts {
 			return
 		}
 		ssh := importedAs(file, "golang.org/x/crypto/ssh")

@@ -6,5 +6,6 @@ have chpasswd || finish fail "no chpasswd command: root's password from the imag
 test -n "$PASSWORD" || finish fail "no password came"
 if said=$(printf 'root:%s\n' "$PASSWORD" | chpasswd 2>&1); then
 	finish done "root has a random password"
+else
+	finish reload "chpasswd ended with $?"
 fi
-finish reload "chpasswd ended with $?"

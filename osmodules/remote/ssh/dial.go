@@ -89,6 +89,15 @@ func (d *Dialer) PublicKey(name string) (string, error) {
 	return strings.TrimSpace(string(xssh.MarshalAuthorizedKey(signer.PublicKey()))), nil
 }
 
+// Signer returns the credential's private key, for who logs in by SSH elsewhere. It is an error if it has none.
+func (d *Dialer) Signer(name string) (xssh.Signer, error) {
+	_, signer, err := d.credential(name)
+	if err == nil && signer == nil {
+		err = &CredentialError{Name: name, Err: errors.New("it holds no private key")}
+	}
+	return signer, err
+}
+
 func (d *Dialer) credential(name string) (Credential, xssh.Signer, error) {
 	credential, err := d.options.Credential.Ask(name)
 	if err != nil {
