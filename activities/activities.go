@@ -46,10 +46,13 @@ const HeartbeatThrottle = time.Second
 type Activities struct {
 	options Options
 	running atomic.Int64
+	gates   *gatekeepers
 }
 
 // New returns the activities.
-func New(options Options) *Activities { return &Activities{options: options} }
+func New(options Options) *Activities {
+	return &Activities{options: options, gates: &gatekeepers{asker: gateClient{options.Client}}}
+}
 
 // beatEvery returns how long a phase whose stage does not change waits between two heartbeats.
 func (a *Activities) beatEvery() time.Duration {
@@ -179,6 +182,7 @@ func (a *Activities) run(ctx context.Context, request PhaseRequest, do func(cont
 	a.running.Add(1)
 	defer a.running.Add(-1)
 	p := newPhase(ctx, a.options, request)
+	p.gates = a.gates
 	phaseCtx, stop := p.start(ctx, a.beatEvery)
 	defer stop()
 	var err error

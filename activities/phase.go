@@ -35,6 +35,7 @@ const maxStages = 40
 // phase is one try of a running phase: the reporter that its module is handed, and the phase's clock.
 type phase struct {
 	options  Options
+	gates    *gatekeepers
 	request  PhaseRequest
 	info     activity.Info
 	deadline time.Time     // a little before the server's own: after that one the SDK keeps our answer to itself

@@ -160,10 +160,27 @@ func (l *lab) count(ctx context.Context, phase reservation.Phase) (int, error) {
 	return int(answer.GetCount()), err
 }
 
-// over counts the reservations that have ended.
-func (l *lab) over(ctx context.Context) (int, error) {
-	answer, err := l.client.CountWorkflow(ctx, &workflowservice.CountWorkflowExecutionsRequest{Query: "ExecutionStatus != 'Running'"})
-	return int(answer.GetCount()), err
+// allReady waits until so many reservations are ready; one that ends instead is an error with its reason.
+func (l *lab) allReady(ctx context.Context, n int) error {
+	return until(ctx, time.Second, func() (bool, error) {
+		ready, err := l.count(ctx, reservation.PhaseReady)
+		if err != nil || ready == n {
+			return err == nil, err
+		}
+		// A gate's runs end as well when they go on in the next one, so only reservations are looked at.
+		ended, err := l.client.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+			Query: fmt.Sprintf("WorkflowType = '%s' AND ExecutionStatus != 'Running'", workflows.ReservationName), PageSize: 1,
+		})
+		if err != nil || len(ended.GetExecutions()) == 0 {
+			return false, err
+		}
+		execution := ended.GetExecutions()[0].GetExecution()
+		status, err := l.status(ctx, l.client.GetWorkflow(ctx, execution.GetWorkflowId(), execution.GetRunId()))
+		if err != nil {
+			return false, err
+		}
+		return false, &failedError{status}
+	})
 }
 
 func (l *lab) siteStatus(ctx context.Context) (simsite.Status, error) {

@@ -53,7 +53,14 @@ func measureWaiting(ctx context.Context, quick bool, figures map[string]float64)
 	}
 	if err := until(ctx, time.Second, func() (bool, error) {
 		n, err := l.count(ctx, reservation.PhasePostLoad)
-		return n == len(computers), err
+		if err != nil || n == len(computers) {
+			return err == nil, err
+		}
+		ready, err := l.count(ctx, reservation.PhaseReady)
+		if err == nil && ready > 0 {
+			err = fmt.Errorf("%d loads are ready while others do not wait yet: the guests are too early for this machine", ready)
+		}
+		return false, err
 	}); err != nil {
 		return err
 	}
@@ -80,16 +87,7 @@ func measureWaiting(ctx context.Context, quick bool, figures map[string]float64)
 			return fmt.Errorf("guest %s answers before all loads wait: the guests are too early for this machine", guest.Name)
 		}
 	}
-	if err := until(ctx, time.Second, func() (bool, error) {
-		n, err := l.count(ctx, reservation.PhaseReady)
-		if err == nil && n < len(computers) {
-			var over int
-			if over, err = l.over(ctx); err == nil && over > 0 {
-				return false, fmt.Errorf("%d of the loads did not become ready", over)
-			}
-		}
-		return n == len(computers), err
-	}); err != nil {
+	if err := l.allReady(ctx, len(computers)); err != nil {
 		return err
 	}
 	after, err := l.siteStatus(ctx)

@@ -36,16 +36,7 @@ defaults:
 		}
 		runs = append(runs, run)
 	}
-	if err := until(ctx, time.Second, func() (bool, error) {
-		n, err := l.count(ctx, reservation.PhaseReady)
-		if err == nil && n < guests {
-			var over int
-			if over, err = l.over(ctx); err == nil && over > 0 {
-				return false, fmt.Errorf("%d of the loads did not become ready", over)
-			}
-		}
-		return n == guests, err
-	}); err != nil {
+	if err := l.allReady(ctx, guests); err != nil {
 		return err
 	}
 	site, err := l.siteStatus(ctx)

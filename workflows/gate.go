@@ -93,37 +93,70 @@ func (g *gate) next(ctx workflow.Context) error {
 }
 
 func (g *gate) answer(ctx workflow.Context) error {
-	if err := workflow.SetQueryHandler(ctx, activities.GatePlace, func(ticket activities.GateTicket) (int, error) { return g.place(ticket), nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, activities.GatePlaces, func(tickets []activities.GateTicket) ([]int, error) {
+		return g.places(tickets), nil
+	}); err != nil {
 		return err
 	}
-	return workflow.SetUpdateHandlerWithOptions(ctx, activities.GateEnter, func(_ workflow.Context, request activities.GateRequest) (int, error) {
-		g.state.Capacity = request.Capacity
-		g.asked = append(g.asked, request.Ticket)
-		if g.place(request.Ticket) == activities.GateUnknown {
-			g.state.Waiting = append(g.state.Waiting, request.Ticket)
-		}
-		g.admit()
-		return g.place(request.Ticket), nil
-	}, workflow.UpdateHandlerOptions{
+	if err := workflow.SetQueryHandler(ctx, activities.GatePlace, func(ticket activities.GateTicket) (int, error) {
+		return g.places([]activities.GateTicket{ticket})[0], nil
+	}); err != nil {
+		return err
+	}
+	options := workflow.UpdateHandlerOptions{
 		Validator: func(request activities.GateRequest) error {
 			if request.Capacity < 1 {
 				return &reservation.FieldError{Field: "capacity", Value: "", Remedy: "give 1 or more"}
 			}
 			return nil
 		},
-		Description: "Takes a place inside, or in line.",
-	})
+		Description: "Takes places inside, or in line.",
+	}
+	enter := func(_ workflow.Context, request activities.GateRequest) (any, error) {
+		if request.Ticket != nil {
+			return g.enter([]activities.GateTicket{*request.Ticket}, request.Capacity)[0], nil
+		}
+		return g.enter(request.Tickets, request.Capacity), nil
+	}
+	for _, name := range []string{activities.GateEnter, activities.GateEnterOne} {
+		if err := workflow.SetUpdateHandlerWithOptions(ctx, name, enter, options); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// place returns 0 for a ticket that is inside, its place in line from 1, or activities.GateUnknown.
-func (g *gate) place(ticket activities.GateTicket) int {
-	if slices.Contains(g.state.Inside, ticket) {
-		return 0
+// enter takes places for tickets that have none, and returns where they stand.
+func (g *gate) enter(tickets []activities.GateTicket, capacity int) []int {
+	g.state.Capacity = capacity
+	g.asked = append(g.asked, tickets...)
+	for at, place := range g.places(tickets) {
+		if place == activities.GateUnknown && !slices.Contains(g.state.Waiting, tickets[at]) {
+			g.state.Waiting = append(g.state.Waiting, tickets[at])
+		}
 	}
-	if at := slices.Index(g.state.Waiting, ticket); at >= 0 {
-		return at + 1
+	g.admit()
+	return g.places(tickets)
+}
+
+// places returns for each ticket 0 if it is inside, its place in line from 1, or activities.GateUnknown.
+func (g *gate) places(tickets []activities.GateTicket) []int {
+	at := map[activities.GateTicket]int{}
+	for _, ticket := range g.state.Inside {
+		at[ticket] = 0
 	}
-	return activities.GateUnknown
+	for n, ticket := range g.state.Waiting {
+		at[ticket] = n + 1
+	}
+	places := make([]int, len(tickets))
+	for n, ticket := range tickets {
+		place, known := at[ticket]
+		if !known {
+			place = activities.GateUnknown
+		}
+		places[n] = place
+	}
+	return places
 }
 
 // admit lets in whom there is room for, in the line's order.

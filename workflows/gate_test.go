@@ -55,10 +55,13 @@ func ticket(n int) activities.GateTicket {
 func (h *gateHouse) enter(after time.Duration, n, capacity, want int) {
 	h.RegisterDelayedCallback(func() {
 		h.UpdateWorkflow(activities.GateEnter, "", &testsuite.TestUpdateCallback{
-			OnAccept:   func() {},
-			OnReject:   func(err error) { require.NoError(h.t, err) },
-			OnComplete: func(place any, err error) { require.NoError(h.t, err); require.Equal(h.t, want, place, "ticket %d", n) },
-		}, activities.GateRequest{Ticket: ticket(n), Capacity: capacity})
+			OnAccept: func() {},
+			OnReject: func(err error) { require.NoError(h.t, err) },
+			OnComplete: func(place any, err error) {
+				require.NoError(h.t, err)
+				require.Equal(h.t, []int{want}, place, "ticket %d", n)
+			},
+		}, activities.GateRequest{Tickets: []activities.GateTicket{ticket(n)}, Capacity: capacity})
 	}, after)
 }
 
@@ -69,11 +72,11 @@ func (h *gateHouse) leave(after time.Duration, n int) {
 func (h *gateHouse) stands(after time.Duration, places map[int]int) {
 	h.RegisterDelayedCallback(func() {
 		for n, want := range places {
-			value, err := h.QueryWorkflow(activities.GatePlace, ticket(n))
+			value, err := h.QueryWorkflow(activities.GatePlaces, []activities.GateTicket{ticket(n)})
 			require.NoError(h.t, err)
-			var place int
+			var place []int
 			require.NoError(h.t, value.Get(&place))
-			require.Equal(h.t, want, place, "ticket %d after %s", n, after)
+			require.Equal(h.t, []int{want}, place, "ticket %d after %s", n, after)
 		}
 	}, after)
 }
@@ -154,7 +157,7 @@ func TestGateRefusesNonsense(t *testing.T) {
 			OnAccept:   func() { require.Fail(t, "accepted") },
 			OnReject:   func(err error) { require.ErrorContains(t, err, "capacity") },
 			OnComplete: func(any, error) {},
-		}, activities.GateRequest{Ticket: ticket(1)})
+		}, activities.GateRequest{Tickets: []activities.GateTicket{ticket(1)}})
 	}, time.Second)
 	h.ExecuteWorkflow(activities.GateName, activities.GateState{})
 	require.NoError(t, h.GetWorkflowError())

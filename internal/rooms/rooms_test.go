@@ -59,11 +59,11 @@ func rooms() []room {
 			why: "a provisioner never knows an OS module, and no module knows Temporal"},
 		{path: "osmodules", ours: []string{"reservation", "osmodules/remote"}, vendors: []string{},
 			why: "the interface knows no implementation and no vendor"},
-		{path: "osmodules/remote/...", ours: []string{"reservation", "osmodules/remote"}, never: []string{"provisioners", "go.temporal.io"},
+		{path: "osmodules/remote/...", ours: []string{"reservation", "osmodules/remote", "osmodules/internal/..."}, never: []string{"provisioners", "go.temporal.io"},
 			why: "a control channel knows neither a provisioner nor Temporal"},
 		{path: "osmodules/remote", ours: []string{"reservation"}, vendors: []string{},
 			why: "the interface knows no implementation and no vendor"},
-		{path: "osmodules/...", ours: []string{"reservation", "osmodules", "osmodules/climb", "osmodules/sitescripts", "osmodules/remote", "osmodules/remote/..."},
+		{path: "osmodules/...", ours: []string{"reservation", "osmodules", "osmodules/climb", "osmodules/sitescripts", "osmodules/steps", "osmodules/remote", "osmodules/remote/...", "osmodules/internal/..."},
 			never: []string{"provisioners", "go.temporal.io"},
 			why:   "an OS module never knows a provisioner, and no module knows Temporal"},
 	}

@@ -34,13 +34,16 @@ type Stage struct {
 	Quiet      bool     `yaml:"quiet" json:"quiet,omitempty"`             // its log does not grow
 	NeverEnds  bool     `yaml:"never_ends" json:"never_ends,omitempty"`   // it stays in this state
 	UntilReset bool     `yaml:"until_reset" json:"until_reset,omitempty"` // silent in this state until its power was cut once
-	Fails      string   `yaml:"fails" json:"fails,omitempty"`             // its end: an error, with this text in setuperr.log
+	Command    string   `yaml:"command" json:"command,omitempty"`         // a program that the set-up has started and waits for in it
+	Error      string   `yaml:"error" json:"error,omitempty"`             // in setuperr.log from its begin on; it goes on all the same
+	Fails      string   `yaml:"fails" json:"fails,omitempty"`             // its end: an error, with this text in setuperr.log ...
+	Leaves     bool     `yaml:"leaves" json:"leaves,omitempty"`           // ... and nothing of the set-up runs any more
 	ImageState string   `yaml:"image_state" json:"image_state,omitempty"` // instead of the usual one of this state, or of a failure
 }
 
 func (s Stage) winos() winos.Stage {
 	return winos.Stage{State: s.State, Takes: s.Takes.Std(), Answers: s.Answers, NoLogin: s.NoLogin, Address: s.Address, AwayAfter: s.AwayAfter.Std(), AwayFor: s.AwayFor.Std(),
-		NewKey: s.NewKey, Quiet: s.Quiet, NeverEnds: s.NeverEnds, UntilReset: s.UntilReset, Fails: s.Fails, ImageState: s.ImageState}
+		NewKey: s.NewKey, Quiet: s.Quiet, NeverEnds: s.NeverEnds, UntilReset: s.UntilReset, Command: s.Command, Error: s.Error, Fails: s.Fails, Leaves: s.Leaves, ImageState: s.ImageState}
 }
 
 func (t Template) windowsFaults(path string) []*ScriptError {

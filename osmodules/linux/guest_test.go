@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -162,86 +161,6 @@ func (g *guest) request() osmodules.Request {
 		Began:    time.Now(),
 		Deadline: time.Now().Add(time.Minute),
 	}
-}
-
-// recorder is a reporter that outlives a module, as heartbeats do.
-type recorder struct {
-	mu       sync.Mutex
-	stages   []reservation.Stage
-	kept     map[string]string
-	confirms int
-	refuse   error
-}
-
-func newRecorder() *recorder { return &recorder{kept: map[string]string{}} }
-
-func (r *recorder) Stage(name, detail string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if n := len(r.stages); n > 0 && r.stages[n-1].Name == name {
-		r.stages[n-1].Detail = detail
-		return
-	}
-	r.stages = append(r.stages, reservation.Stage{Name: name, Detail: detail})
-}
-
-func (r *recorder) Keep(key, value string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.kept[key] = value
-}
-
-func (r *recorder) Kept(key string) string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.kept[key]
-}
-
-func (r *recorder) Confirm(context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.confirms++
-	return r.refuse
-}
-
-// names returns the stages' names, in order.
-func (r *recorder) names() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var names []string
-	for _, stage := range r.stages {
-		names = append(names, stage.Name)
-	}
-	return names
-}
-
-func (r *recorder) at(name string) bool {
-	names := r.names()
-	return len(names) > 0 && names[len(names)-1] == name
-}
-
-// detail returns what the current stage's detail is.
-func (r *recorder) detail() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.stages) == 0 {
-		return ""
-	}
-	return r.stages[len(r.stages)-1].Detail
-}
-
-// all returns everything that would travel.
-func (r *recorder) all() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var all strings.Builder
-	for _, stage := range r.stages {
-		fmt.Fprintln(&all, stage.Name, stage.Detail)
-	}
-	for key, value := range r.kept {
-		fmt.Fprintln(&all, key, value)
-	}
-	return all.String()
 }
 
 // until waits for something real to be the case.

@@ -3,7 +3,6 @@ package linux
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -27,21 +26,11 @@ const (
 	rungSettle = "settle"
 )
 
-// height orders the rungs.
-func height(rung string) int {
-	for i, name := range []string{string(ssh.RungTCP), string(ssh.RungBanner), string(ssh.RungHandshake), string(ssh.RungAuthentication),
-		rungNonce, rungBoot, rungSetup, rungSettle} {
-		if name == rung {
-			return i
-		}
-	}
-	return -1
+// rungs are all there are, in order.
+func rungs() []string {
+	return []string{string(ssh.RungTCP), string(ssh.RungBanner), string(ssh.RungHandshake), string(ssh.RungAuthentication),
+		rungNonce, rungBoot, rungSetup, rungSettle}
 }
-
-// errReboot says that the guest is in another boot than it was: progress, not readiness.
-type errReboot struct{ from, to string }
-
-func (e *errReboot) Error() string { return "the guest rebooted: boot " + e.to + " follows " + e.from }
 
 // WaitForResponse climbs the ladder. See the package's documentation for the rungs and the verdicts.
 func (m *Module) WaitForResponse(ctx context.Context, request osmodules.Request, report reservation.Reporter) (osmodules.Answer, error) {
@@ -54,10 +43,13 @@ func (m *Module) WaitForResponse(ctx context.Context, request osmodules.Request,
 	if err := m.options.Dialer.CheckCredential(aim.Credential); err != nil {
 		return osmodules.Answer{}, err
 	}
-	l := &ladder{module: m, request: request, report: report, log: m.logger(request), aim: aim}
-	aim.Reached, aim.Shown = l.reached, l.shown
-	l.aim = aim
-	return l.wait(ctx)
+	l := m.newLadder(request, report, aim)
+	l.begin(time.Now())
+	wait := climb.Wait[osmodules.Answer]{Try: l.climb, Deadline: func() time.Time { return l.limit }, Note: l.note, Pause: l.pause, Expire: l.expire,
+		Within: func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithDeadline(ctx, l.limit)
+		}}
+	return wait.Run(ctx)
 }
 
 // ladder is one wait for one guest.
@@ -72,50 +64,21 @@ type ladder struct {
 	half     time.Time // when it is late
 	reset    time.Time // when the power reset was given; zero: not yet
 	boot     string    // the last boot id seen
-	refusals int       // of our authentication, one after the other
-	last     error     // what went wrong last
-	unreset  error     // why the power reset could not be given
+	refusals climb.Refusals
+	last     error // what went wrong last
+	unreset  error // why the power reset could not be given
 	host     climb.HostCache
+	stages   *climb.Stages
 
-	// The dial's callbacks come from goroutines of its own.
-	mu       sync.Mutex
-	rung     string // as reported
-	since    time.Time
-	detail   string
-	switches int
-	pin      ssh.Pin
+	mu  sync.Mutex // the dial's callbacks come from goroutines of its own
+	pin ssh.Pin
 }
 
-func (l *ladder) wait(ctx context.Context) (osmodules.Answer, error) {
-	l.begin(time.Now())
-	for {
-		began := time.Now()
-		within, cancel := context.WithDeadline(ctx, l.limit)
-		answer, err := l.climb(within, ctx)
-		over := within.Err() != nil
-		cancel()
-		switch {
-		case err == nil:
-			return answer, nil
-		case ctx.Err() != nil:
-			return osmodules.Answer{}, ctx.Err()
-		case final(err):
-			return osmodules.Answer{}, err
-		}
-		if !over { // else it is the limit that cut it off, which says nothing of the guest
-			l.note(err)
-		}
-		pause := l.pause(err, began)
-		if remaining := time.Until(l.limit); remaining > 0 {
-			if err := climb.Sleep(ctx, min(pause, remaining), nil); err != nil {
-				return osmodules.Answer{}, err
-			}
-			continue
-		}
-		if err := l.expire(ctx); err != nil {
-			return osmodules.Answer{}, err
-		}
-	}
+func (m *Module) newLadder(request osmodules.Request, report reservation.Reporter, aim ssh.Target) *ladder {
+	l := &ladder{module: m, request: request, report: report, log: climb.Logger(m.options.Logger, request), aim: aim,
+		stages: climb.NewStages(report, rungs(), "", nil)}
+	l.aim.Reached, l.aim.Shown = l.stages.Reached, l.shown
+	return l
 }
 
 // begin sets the limit. It counts from the phase's first start, but a worker that has just taken over has not looked
@@ -156,12 +119,6 @@ func (l *ladder) again(given time.Time) {
 	l.reset, l.limit, l.half = given, given.Add(again), given.Add(again/2)
 }
 
-// final says whether an error ends the wait: a verdict, or a fault that no further try mends.
-func final(err error) bool {
-	var credential *ssh.CredentialError
-	return reservation.VerdictOf(err) != "" || errors.As(err, &credential)
-}
-
 // expire is called when a wait's limit has passed: it gives the one power reset and begins the second wait, or returns
 // the verdict.
 func (l *ladder) expire(ctx context.Context) error {
@@ -169,41 +126,22 @@ func (l *ladder) expire(ctx context.Context) error {
 	if l.request.PowerReset == nil || l.request.Limits.ResponseAgain <= 0 || !l.reset.IsZero() || answered {
 		return l.silent(answered)
 	}
-	now := time.Now()
-	l.mu.Lock()
-	rung := l.rung
-	l.mu.Unlock()
-	l.log.Warn().Str("rung", rung).AnErr("last", l.last).Msg("the guest is silent and gets a power reset")
-	// Kept first, and brought to the server by Confirm: a successor must not give a second one.
-	l.report.Keep(keepReset, now.Format(time.RFC3339Nano))
-	if err := l.report.Confirm(ctx); err != nil {
+	var err error
+	if l.unreset, err = l.stages.PowerReset(ctx, l.request.PowerReset, keepReset, l.last, l.log); err != nil {
 		return err
 	}
-	l.show("power reset", "silent at "+rung+": "+text(l.last))
-	if err := l.request.PowerReset(ctx); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if reservation.VerdictOf(err) != "" {
-			return err
-		}
-		// Whether the guest was reset is not known, so it is waited for all the same.
-		l.unreset = err
-		l.log.Warn().Err(err).Msg("the power reset went wrong")
-	}
 	l.again(time.Now())
-	l.refusals = 0
+	l.refusals.None()
 	return nil
 }
 
 func (l *ladder) silent(answered bool) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	rung, since := l.stages.Current()
 	limits := l.request.Limits
-	reason := fmt.Sprintf("the guest is not up: it hung at %s for %s", l.rung, climb.Round(time.Since(l.since)))
+	reason := fmt.Sprintf("the guest is not up: it hung at %s for %s", rung, climb.Round(time.Since(since)))
 	switch {
 	case answered:
-		reason = fmt.Sprintf("the guest had answered at %s and does so no more: it hangs at %s", l.report.Kept(keepAnswered), l.rung)
+		reason = fmt.Sprintf("the guest had answered at %s and does so no more: it hangs at %s", l.report.Kept(keepAnswered), rung)
 	case !l.reset.IsZero():
 		reason += fmt.Sprintf(", after %s, a power reset and %s more", limits.InitialDelay+limits.Response, limits.ResponseAgain)
 	default:
@@ -220,15 +158,7 @@ func (l *ladder) silent(answered bool) error {
 
 // pause returns how long to wait after a climb that went wrong.
 func (l *ladder) pause(err error, began time.Time) time.Duration {
-	pace := l.module.pace
-	var refused *ssh.AuthError
-	if errors.As(err, &refused) {
-		pause := pace.refused[min(l.refusals, len(pace.refused)-1)]
-		l.refusals++
-		return pause
-	}
-	l.refusals = 0
-	now := time.Now()
+	pace, now := l.module.pace, time.Now()
 	between := pace.due
 	switch {
 	case l.reset.IsZero() && now.Before(l.request.Began.Add(l.request.Limits.InitialDelay.Std())):
@@ -236,8 +166,7 @@ func (l *ladder) pause(err error, began time.Time) time.Duration {
 	case now.After(l.half):
 		between = pace.late
 	}
-	// Counted from the last try's begin, so that a try that waited for its own limit is followed by the next at once.
-	return max(between.Jittered()-time.Since(began), between.From/10)
+	return l.refusals.Pause(err, began, pace.refused, between)
 }
 
 // climb makes one connection and goes as far up as it gets. within ends with the wait's limit; whole does not: a guest
@@ -261,7 +190,7 @@ func (l *ladder) climb(within, whole context.Context) (osmodules.Answer, error) 
 	if err != nil {
 		return osmodules.Answer{}, err
 	}
-	l.refusals = 0
+	l.refusals.None()
 	if err := l.examine(within, whole, client); err != nil {
 		client.Close()
 		return osmodules.Answer{}, err
@@ -280,11 +209,11 @@ func (l *ladder) strange(mismatch *ssh.HostKeyError) error {
 
 // examine asks a connected guest whether it is up.
 func (l *ladder) examine(within, whole context.Context, client *ssh.Client) error {
-	l.show(rungNonce, "")
+	l.stages.Show(rungNonce, "")
 	if err := l.echo(within, client); err != nil {
 		return err
 	}
-	l.show(rungBoot, "")
+	l.stages.Show(rungBoot, "")
 	boot, err := l.readBoot(within, client)
 	if err != nil {
 		return err
@@ -298,7 +227,7 @@ func (l *ladder) examine(within, whole context.Context, client *ssh.Client) erro
 	}
 	if l.report.Kept(keepBoot) != boot {
 		settle := l.request.Limits.Settle.Std()
-		l.show(rungSettle, fmt.Sprintf("the boot id must stay for %s", settle))
+		l.stages.Show(rungSettle, fmt.Sprintf("the boot id must stay for %s", settle))
 		if err := climb.Sleep(whole, settle, client.Done()); err != nil {
 			return err
 		}
@@ -308,7 +237,7 @@ func (l *ladder) examine(within, whole context.Context, client *ssh.Client) erro
 		}
 		if now != boot {
 			l.boot = now
-			return &errReboot{from: boot, to: now}
+			return &climb.Rebooted{From: boot, To: now}
 		}
 	}
 	l.report.Keep(keepBoot, boot)
@@ -318,11 +247,7 @@ func (l *ladder) examine(within, whole context.Context, client *ssh.Client) erro
 }
 
 func (l *ladder) echo(ctx context.Context, client *ssh.Client) error {
-	random := make([]byte, 16)
-	if _, err := rand.Read(random); err != nil {
-		return err
-	}
-	nonce := hex.EncodeToString(random)
+	nonce := rand.Text()
 	result, err := client.Run(ctx, remote.Command{Line: "cat", Stdin: strings.NewReader(nonce + "\n"), Limit: l.module.pace.nonce})
 	if err != nil {
 		return err
@@ -352,7 +277,7 @@ func (l *ladder) readBoot(ctx context.Context, client *ssh.Client) (string, erro
 
 // finished waits until the guest says that its own set-up is finished.
 func (l *ladder) finished(ctx context.Context, client *ssh.Client, boot string) error {
-	l.show(rungSetup, "")
+	l.stages.Show(rungSetup, "")
 	pace := l.module.pace
 	for pause := pace.setup.From; ; pause = min(pause*3/2, pace.setup.To) {
 		o, err := l.module.execute(ctx, client, "setup.sh", nil, "", pace.probe)
@@ -360,10 +285,10 @@ func (l *ladder) finished(ctx context.Context, client *ssh.Client, boot string) 
 			return err
 		}
 		if now := o.values["boot"]; now != boot {
-			return &errReboot{from: boot, to: now}
+			return &climb.Rebooted{From: boot, To: now}
 		}
 		state := setupState(o)
-		l.show(rungSetup, state.detail)
+		l.stages.Show(rungSetup, state.detail)
 		switch {
 		case state.broken != "":
 			return reservation.Reload("the guest's own set-up went wrong: "+state.broken, nil)
@@ -416,16 +341,6 @@ func setupState(o outcome) setup {
 	return s
 }
 
-// reached is told each rung of a dial as it begins.
-func (l *ladder) reached(rung ssh.Rung) {
-	l.mu.Lock()
-	up := height(string(rung)) > height(l.rung)
-	l.mu.Unlock()
-	if up {
-		l.show(string(rung), "")
-	}
-}
-
 // shown is told the guest's host key, before we authenticate.
 func (l *ladder) shown(pin ssh.Pin) {
 	l.mu.Lock()
@@ -443,48 +358,5 @@ func (l *ladder) shown(pin ssh.Pin) {
 // note keeps what went wrong, and shows it on the rung where it did.
 func (l *ladder) note(err error) {
 	l.last = err
-	var at *ssh.RungError
-	var reboot *errReboot
-	switch {
-	case errors.As(err, &at):
-		l.show(string(at.Rung), at.Err.Error())
-	case errors.As(err, &reboot):
-		l.show(rungBoot, err.Error())
-	default:
-		l.mu.Lock()
-		rung := l.rung
-		l.mu.Unlock()
-		l.show(rung, err.Error())
-	}
-}
-
-// show reports a rung. All stages travel with every heartbeat, so a guest that goes up and down for an hour must not add
-// one each time: after some switches only the top rung reached since is shown.
-func (l *ladder) show(rung, detail string) {
-	const mostSwitches, longest = 30, 200
-	if len(detail) > longest {
-		detail = strings.ToValidUTF8(detail[:longest], "") + "..."
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if rung == l.rung && detail == l.detail {
-		return
-	}
-	if rung != l.rung {
-		if l.switches >= mostSwitches && height(rung) < height(l.rung) {
-			rung, detail = l.rung, rung+": "+detail
-		} else {
-			l.switches++
-			l.since = time.Now()
-		}
-	}
-	l.rung, l.detail = rung, detail
-	l.report.Stage(rung, detail)
-}
-
-func text(err error) string {
-	if err == nil {
-		return "no answer"
-	}
-	return err.Error()
+	l.stages.Note(err, rungBoot)
 }

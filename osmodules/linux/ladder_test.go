@@ -6,7 +6,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"runtime"
@@ -21,6 +20,7 @@ import (
 	xssh "golang.org/x/crypto/ssh"
 
 	"berth/osmodules"
+	"berth/osmodules/climb/climbtest"
 	"berth/osmodules/remote/ssh"
 	"berth/osmodules/remote/ssh/sshtest"
 	"berth/reservation"
@@ -35,14 +35,14 @@ func authorizedLine(key xssh.Signer) string {
 func TestAGuestThatIsUpIsTakenUpTheWholeLadder(t *testing.T) {
 	g := newGuest(t)
 	require.NoError(t, g.Up())
-	report := newRecorder()
+	report := climbtest.NewRecorder()
 	waiting := 0
 	m := g.module(t, func(o *Options) {
 		o.Waiting = func(delta int) { waiting += delta; require.GreaterOrEqual(t, waiting, 0) }
 	})
 	answer := up(t, <-m.begin(t.Context(), g.request(), report))
 	require.Equal(t, fingerprint(g.key), answer.HostKey)
-	require.Equal(t, []string{"tcp", "ssh banner", "handshake", "authentication", "nonce", "boot id", "set-up", "settle"}, report.names())
+	require.Equal(t, []string{"tcp", "ssh banner", "handshake", "authentication", "nonce", "boot id", "set-up", "settle"}, report.Stages())
 	require.Equal(t, "ssh-ed25519 "+fingerprint(g.key), report.Kept(keepHostKey))
 	require.Equal(t, g.boot(), report.Kept(keepBoot))
 	require.Equal(t, 1, g.Dials(), "one connection for the load")
@@ -51,10 +51,10 @@ func TestAGuestThatIsUpIsTakenUpTheWholeLadder(t *testing.T) {
 
 func TestALateGuestIsWaitedFor(t *testing.T) {
 	g := newGuest(t)
-	report := newRecorder()
+	report := climbtest.NewRecorder()
 	ended := g.module(t).begin(t.Context(), g.request(), report)
-	until(t, "a refused connection", func() bool { return strings.Contains(report.detail(), "refused") })
-	require.Equal(t, []string{"tcp"}, report.names(), "many tries are one stage")
+	until(t, "a refused connection", func() bool { return strings.Contains(report.Current().Detail, "refused") })
+	require.Equal(t, []string{"tcp"}, report.Stages(), "many tries are one stage")
 	require.NoError(t, g.Up())
 	up(t, <-ended)
 }
@@ -64,7 +64,7 @@ func TestABannerThatNeverComesIsNamed(t *testing.T) {
 	g := newGuest(t)
 	g.Change(func(s *sshtest.Script) { s.Mute = true })
 	require.NoError(t, g.Up())
-	report := newRecorder()
+	report := climbtest.NewRecorder()
 	request := g.request()
 	request.Limits.Response = reservation.Duration(time.Second)
 	got := <-g.module(t).begin(t.Context(), request, report)
@@ -72,14 +72,14 @@ func TestABannerThatNeverComesIsNamed(t *testing.T) {
 	require.ErrorContains(t, got.err, "it hung at ssh banner for")
 	require.ErrorContains(t, got.err, "cannot reset it")
 	require.ErrorContains(t, got.err, "timeout")
-	require.Equal(t, []string{"tcp", "ssh banner"}, report.names(), "going up and down between two rungs adds no stages")
+	require.Equal(t, []string{"tcp", "ssh banner"}, report.Stages(), "going up and down between two rungs adds no stages")
 	require.Greater(t, g.Dials(), 2)
 }
 
 func TestASilentGuestGetsOnePowerResetAndThenIsReload(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t)
-	report := newRecorder()
+	report := climbtest.NewRecorder()
 	request := g.request()
 	request.Limits.Response, request.Limits.ResponseAgain = reservation.Duration(300*time.Millisecond), reservation.Duration(400*time.Millisecond)
 	var resets int
@@ -91,14 +91,14 @@ func TestASilentGuestGetsOnePowerResetAndThenIsReload(t *testing.T) {
 	require.ErrorContains(t, got.err, "after 300ms, a power reset and 400ms more")
 	require.ErrorContains(t, got.err, "refused")
 	require.Equal(t, 1, resets)
-	require.Equal(t, 1, report.confirms, "confirmed before the reset")
+	require.Equal(t, 1, report.Confirms(), "confirmed before the reset")
 	require.GreaterOrEqual(t, time.Since(began), 700*time.Millisecond)
-	require.Equal(t, []string{"tcp", "power reset", "tcp"}, report.names())
+	require.Equal(t, []string{"tcp", "power reset", "tcp"}, report.Stages())
 }
 
 func TestAPowerResetBringsAGuestUp(t *testing.T) {
 	g := newGuest(t)
-	report := newRecorder()
+	report := climbtest.NewRecorder()
 	request := g.request()
 	request.Limits.Response = reservation.Duration(300 * time.Millisecond)
 	request.PowerReset = func(context.Context) error { return g.Up() }
@@ -108,7 +108,7 @@ func TestAPowerResetBringsAGuestUp(t *testing.T) {
 func TestAPowerResetIsNotGivenTwiceByASuccessor(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t)
-	report := newRecorder()
+	report := climbtest.NewRecorder()
 	request := g.request()
 	request.Limits.Response = reservation.Duration(200 * time.Millisecond)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -126,21 +126,21 @@ func TestAPowerResetIsNotGivenTwiceByASuccessor(t *testing.T) {
 func TestAResetThatMayNotBeGivenIsNotGiven(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		change func(*osmodules.Request, *recorder)
+		change func(*osmodules.Request, *climbtest.Recorder)
 		check  func(*testing.T, error)
 	}{
-		"somebody else has taken over": {func(_ *osmodules.Request, r *recorder) { r.refuse = errors.New("superseded") },
+		"somebody else has taken over": {func(_ *osmodules.Request, r *climbtest.Recorder) { r.Refuse(errors.New("superseded")) },
 			func(t *testing.T, err error) {
 				require.EqualError(t, err, "superseded")
 			}},
-		"the table says none": {func(r *osmodules.Request, _ *recorder) { r.Limits.ResponseAgain = 0 },
+		"the table says none": {func(r *osmodules.Request, _ *climbtest.Recorder) { r.Limits.ResponseAgain = 0 },
 			func(t *testing.T, err error) {
 				require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(err))
 			}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGuest(t)
-			report, request := newRecorder(), g.request()
+			report, request := climbtest.NewRecorder(), g.request()
 			request.Limits.Response = reservation.Duration(200 * time.Millisecond)
 			request.PowerReset = func(context.Context) error { t.Error("reset"); return nil }
 			c.change(&request, report)
@@ -155,12 +155,12 @@ func TestAResetThatGoesWrongIsToldWithTheVerdict(t *testing.T) {
 	request := g.request()
 	request.Limits.Response, request.Limits.ResponseAgain = reservation.Duration(200*time.Millisecond), reservation.Duration(300*time.Millisecond)
 	request.PowerReset = func(context.Context) error { return errors.New("vCenter is away") }
-	got := <-g.module(t).begin(t.Context(), request, newRecorder())
+	got := <-g.module(t).begin(t.Context(), request, climbtest.NewRecorder())
 	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(got.err))
 	require.ErrorContains(t, got.err, "the power reset went wrong: vCenter is away")
 	request.Began = time.Now()
 	request.PowerReset = func(context.Context) error { return reservation.Fail("another reservation's", nil) }
-	got = <-g.module(t).begin(t.Context(), request, newRecorder())
+	got = <-g.module(t).begin(t.Context(), request, climbtest.NewRecorder())
 	require.Equal(t, reservation.VerdictFail, reservation.VerdictOf(got.err))
 }
 
@@ -173,16 +173,16 @@ func TestARebootWhileSettlingIsProgress(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := newGuest(t)
 			require.NoError(t, g.Up())
-			report, request := newRecorder(), g.request()
+			report, request := climbtest.NewRecorder(), g.request()
 			request.Limits.Settle = reservation.Duration(300 * time.Millisecond)
 			first := g.boot()
 			ended := g.module(t).begin(t.Context(), request, report)
-			until(t, "settling", func() bool { return report.at("settle") })
+			until(t, "settling", func() bool { return report.Current().Name == "settle" })
 			reboot(g)
 			up(t, <-ended)
 			require.NotEqual(t, first, report.Kept(keepBoot))
 			require.Equal(t, g.boot(), report.Kept(keepBoot))
-			require.Equal(t, 2, strings.Count(strings.Join(report.names(), ","), "settle"), "%v", report.names())
+			require.Equal(t, 2, strings.Count(strings.Join(report.Stages(), ","), "settle"), "%v", report.Stages())
 		})
 	}
 }
@@ -200,7 +200,7 @@ func TestAConnectionLostAnywhereOnTheLadderIsARebootAtMost(t *testing.T) {
 				return nil
 			}
 			require.NoError(t, g.Up())
-			up(t, <-g.module(t).begin(t.Context(), g.request(), newRecorder()))
+			up(t, <-g.module(t).begin(t.Context(), g.request(), climbtest.NewRecorder()))
 			require.Equal(t, 2, g.Dials())
 		})
 	}
@@ -217,7 +217,7 @@ func TestAHandedKeyIsVerifiedFromTheFirstPacket(t *testing.T) {
 			require.NoError(t, g.Up())
 			request := g.request()
 			request.HostKey = authorizedLine(key)
-			got := <-g.module(t).begin(t.Context(), request, newRecorder())
+			got := <-g.module(t).begin(t.Context(), request, climbtest.NewRecorder())
 			require.Equal(t, reservation.VerdictFail, reservation.VerdictOf(got.err))
 			require.ErrorContains(t, got.err, fingerprint(key))
 			require.ErrorContains(t, got.err, fingerprint(g.key))
@@ -225,7 +225,7 @@ func TestAHandedKeyIsVerifiedFromTheFirstPacket(t *testing.T) {
 			require.Empty(t, g.scripts())
 
 			g.Change(func(s *sshtest.Script) { s.HostKeys = []xssh.Signer{newKey(t), key} })
-			answer := up(t, <-g.module(t).begin(t.Context(), request, newRecorder()))
+			answer := up(t, <-g.module(t).begin(t.Context(), request, climbtest.NewRecorder()))
 			require.Equal(t, fingerprint(key), answer.HostKey)
 		})
 	}
@@ -235,7 +235,7 @@ func TestAnImageThatWantsAHandedKeyIsNotTakenWithoutOne(t *testing.T) {
 	g := newGuest(t)
 	request := g.request()
 	request.Reservation.Image.Control.HostKey = reservation.HostKeyHanded
-	got := <-g.module(t).begin(t.Context(), request, newRecorder())
+	got := <-g.module(t).begin(t.Context(), request, climbtest.NewRecorder())
 	require.Equal(t, reservation.VerdictFail, reservation.VerdictOf(got.err))
 	require.ErrorContains(t, got.err, "image.control.host_key")
 }
@@ -245,9 +245,9 @@ func TestAKeyThatChangesInsideAnAttemptFails(t *testing.T) {
 		g := newGuest(t)
 		require.NoError(t, g.Up())
 		g.setup = func(int) string { return "berth: value cloud-init=running\n" }
-		report := newRecorder()
+		report := climbtest.NewRecorder()
 		ended := g.module(t).begin(t.Context(), g.request(), report)
-		until(t, "the set-up", func() bool { return report.at("set-up") })
+		until(t, "the set-up", func() bool { return report.Current().Name == "set-up" })
 		other := newKey(t)
 		g.Change(func(s *sshtest.Script) { s.HostKeys = []xssh.Signer{other} })
 		g.reboot()
@@ -261,7 +261,7 @@ func TestAKeyThatChangesInsideAnAttemptFails(t *testing.T) {
 		g := newGuest(t)
 		require.NoError(t, g.Up())
 		g.Change(func(s *sshtest.Script) { s.Keys = nil })
-		report := newRecorder()
+		report := climbtest.NewRecorder()
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := g.module(t).begin(ctx, g.request(), report)
 		until(t, "the key", func() bool { return report.Kept(keepHostKey) != "" })
@@ -277,9 +277,11 @@ func TestAuthenticationMayComeLate(t *testing.T) {
 	g := newGuest(t)
 	g.Change(func(s *sshtest.Script) { s.Keys = nil })
 	require.NoError(t, g.Up())
-	report := newRecorder()
+	report := climbtest.NewRecorder()
 	ended := g.module(t).begin(t.Context(), g.request(), report)
-	until(t, "a refusal", func() bool { return report.at("authentication") && strings.Contains(report.detail(), "refused") })
+	until(t, "a refusal", func() bool {
+		return report.Current().Name == "authentication" && strings.Contains(report.Current().Detail, "refused")
+	})
 	g.Change(func(s *sshtest.Script) { s.Keys = []xssh.PublicKey{g.public} })
 	up(t, <-ended)
 }
@@ -290,7 +292,7 @@ func TestAuthenticationThatIsNeverAcceptedIsReload(t *testing.T) {
 	require.NoError(t, g.Up())
 	request := g.request()
 	request.Limits.Response = reservation.Duration(300 * time.Millisecond)
-	got := <-g.module(t).begin(t.Context(), request, newRecorder())
+	got := <-g.module(t).begin(t.Context(), request, climbtest.NewRecorder())
 	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(got.err))
 	require.ErrorContains(t, got.err, "it hung at authentication")
 }
@@ -307,11 +309,10 @@ func TestASlowSetupIsWaitedFor(t *testing.T) {
 		return "berth: value cloud-init=done\nberth: value system=degraded\nberth: value failed-units=a.service\n"
 	}
 	require.NoError(t, g.Up())
-	report := newRecorder()
+	report := climbtest.NewRecorder()
 	up(t, <-g.module(t).begin(t.Context(), g.request(), report))
 	require.Equal(t, 1, g.Dials())
-	index := slices.Index(report.names(), "set-up")
-	require.Contains(t, report.stages[index].Detail, "degraded a.service", "degraded is good enough, and noted")
+	require.Contains(t, report.Said(), "set-up: systemd: degraded a.service", "degraded is good enough, and noted")
 }
 
 func TestASetupThatWentWrongIsReloadWithItsText(t *testing.T) {
@@ -320,7 +321,7 @@ func TestASetupThatWentWrongIsReloadWithItsText(t *testing.T) {
 		return "berth: value cloud-init=error\nberth: value cloud-init-text=detail: no such package\nberth: value system=running\n"
 	}
 	require.NoError(t, g.Up())
-	got := <-g.module(t).begin(t.Context(), g.request(), newRecorder())
+	got := <-g.module(t).begin(t.Context(), g.request(), climbtest.NewRecorder())
 	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(got.err))
 	require.ErrorContains(t, got.err, "no such package")
 }
@@ -334,7 +335,7 @@ func TestASetupThatNeverEndsIsReloadAtItsRung(t *testing.T) {
 	request.Limits.Response, request.Limits.ResponseAgain = reservation.Duration(300*time.Millisecond), reservation.Duration(300*time.Millisecond)
 	resets := 0
 	request.PowerReset = func(context.Context) error { resets++; g.reboot(); return nil }
-	got := <-g.module(t).begin(t.Context(), request, newRecorder())
+	got := <-g.module(t).begin(t.Context(), request, climbtest.NewRecorder())
 	require.Equal(t, reservation.VerdictReload, reservation.VerdictOf(got.err))
 	require.ErrorContains(t, got.err, "it hung at set-up")
 	require.ErrorContains(t, got.err, "cloud-init: running; systemd: starting")
@@ -345,7 +346,7 @@ func TestAUserWhoIsNotRootFails(t *testing.T) {
 	g := newGuest(t)
 	g.uid = "1000"
 	require.NoError(t, g.Up())
-	got := <-g.module(t).begin(t.Context(), g.request(), newRecorder())
+	got := <-g.module(t).begin(t.Context(), g.request(), climbtest.NewRecorder())
 	require.Equal(t, reservation.VerdictFail, reservation.VerdictOf(got.err))
 	require.ErrorContains(t, got.err, "image.control.user")
 }
@@ -353,7 +354,7 @@ func TestAUserWhoIsNotRootFails(t *testing.T) {
 func TestAMissingCredentialIsNoVerdictAndIsToldAtOnce(t *testing.T) {
 	g := newGuest(t)
 	g.credential = ssh.Credential{}
-	got := <-g.module(t).begin(t.Context(), g.request(), newRecorder())
+	got := <-g.module(t).begin(t.Context(), g.request(), climbtest.NewRecorder())
 	require.Error(t, got.err)
 	require.Empty(t, reservation.VerdictOf(got.err))
 	require.ErrorContains(t, got.err, "linux-root")
@@ -363,7 +364,7 @@ func TestASuccessorGoesOnWithWhatWasKept(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t)
 	require.NoError(t, g.Up())
-	report, request := newRecorder(), g.request()
+	report, request := climbtest.NewRecorder(), g.request()
 	up(t, <-g.module(t).begin(t.Context(), request, report))
 	// The worker was lost while it configured, after the response limit; nobody must reset this guest or wait for it to
 	// settle again.
@@ -384,7 +385,7 @@ func TestASuccessorLooksBeforeItResets(t *testing.T) {
 	request := g.request()
 	request.Began = time.Now().Add(-time.Hour) // no worker ran for an hour: the guest came up meanwhile
 	request.PowerReset = func(context.Context) error { t.Error("reset"); return nil }
-	up(t, <-g.module(t).begin(t.Context(), request, newRecorder()))
+	up(t, <-g.module(t).begin(t.Context(), request, climbtest.NewRecorder()))
 }
 
 func TestACancelledWaitEndsAtOnceOnEveryRung(t *testing.T) {
@@ -411,12 +412,12 @@ func TestACancelledWaitEndsAtOnceOnEveryRung(t *testing.T) {
 		t.Run(rung, func(t *testing.T) {
 			g := newGuest(t)
 			prepare(t, g)
-			report, request := newRecorder(), g.request()
+			report, request := climbtest.NewRecorder(), g.request()
 			request.Limits.Settle = reservation.Duration(time.Hour)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			ended := g.module(t).begin(ctx, request, report)
-			until(t, rung, func() bool { return report.at(rung) })
+			until(t, rung, func() bool { return report.Current().Name == rung })
 			cancel()
 			select {
 			case got := <-ended:
@@ -427,19 +428,6 @@ func TestACancelledWaitEndsAtOnceOnEveryRung(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestAFlappingGuestDoesNotFillTheHeartbeat(t *testing.T) {
-	report := newRecorder()
-	l := &ladder{report: report}
-	for i := range 1000 {
-		l.show("tcp", fmt.Sprint("refused ", i))
-		l.show("ssh banner", "")
-		l.show("handshake", "reset")
-	}
-	require.Less(t, len(report.names()), 40)
-	l.show("nonce", "")
-	require.True(t, report.at("nonce"), "a new height is still shown")
 }
 
 // 200 guests come up while one process waits for all of them.
@@ -466,7 +454,7 @@ func TestManyGuestsAreNoticedQuicklyAndLeaveNothingBehind(t *testing.T) {
 		request.Reservation.Computer.Address = address
 		request.Limits.Response = reservation.Duration(time.Minute)
 		all.Go(func() {
-			answer, err := m.WaitForResponse(t.Context(), request, &firstSight{recorder: newRecorder(), seen: func() {
+			answer, err := m.WaitForResponse(t.Context(), request, &firstSight{Recorder: climbtest.NewRecorder(), seen: func() {
 				noticed[i] = time.Since(<-listening[i])
 			}})
 			if err != nil {
@@ -507,16 +495,16 @@ func TestManyGuestsAreNoticedQuicklyAndLeaveNothingBehind(t *testing.T) {
 
 // firstSight calls seen when the guest is first seen to answer.
 type firstSight struct {
-	*recorder
+	*climbtest.Recorder
 	once sync.Once
 	seen func()
 }
 
 func (f *firstSight) Stage(name, detail string) {
-	if height(name) > height("tcp") {
+	if slices.Index(rungs(), name) > 0 {
 		f.once.Do(f.seen)
 	}
-	f.recorder.Stage(name, detail)
+	f.Recorder.Stage(name, detail)
 }
 
 func relay(conn net.Conn, address string) {
@@ -528,18 +516,4 @@ func relay(conn net.Conn, address string) {
 	defer other.Close()
 	go func() { io.Copy(other, conn); other.Close() }()
 	io.Copy(conn, other)
-}
-
-func TestTheControlAddressTakesItsPortFromTheNearest(t *testing.T) {
-	for given, want := range map[string]string{
-		"vm-01": "vm-01:2222", "10.0.0.1": "10.0.0.1:2222", "10.0.0.1:99": "10.0.0.1:99", "2001:db8::1": "[2001:db8::1]:2222", "[2001:db8::1]:99": "[2001:db8::1]:99",
-	} {
-		request := osmodules.Request{Reservation: reservation.Reservation{Computer: reservation.Computer{Address: given},
-			Image: reservation.Image{Control: reservation.Control{Port: 2222}}}}
-		require.Equal(t, want, address(request))
-		if !strings.HasSuffix(want, ":99") {
-			request.Reservation.Image.Control.Port = 0
-			require.True(t, strings.HasSuffix(address(request), ":22"))
-		}
-	}
 }

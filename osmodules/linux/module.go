@@ -2,10 +2,6 @@ package linux
 
 import (
 	"errors"
-	"fmt"
-	"net"
-	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 
@@ -82,6 +78,9 @@ func defaultPace() pace {
 	}
 }
 
+// usualPort is the control port of an image that names none.
+const usualPort = 22
+
 // What the reporter keeps for a worker that takes over.
 const (
 	keepHostKey  = "linux.hostkey"  // "TYPE SHA256:..." of the pinned key
@@ -107,7 +106,7 @@ func target(request osmodules.Request, report reservation.Reporter) (ssh.Target,
 	if user == "" {
 		user = "root"
 	}
-	return ssh.Target{Address: address(request), User: user, Credential: control.Credential, Pin: pin}, nil
+	return ssh.Target{Address: climb.Address(request, usualPort), User: user, Credential: control.Credential, Pin: pin}, nil
 }
 
 func pinned(request osmodules.Request, report reservation.Reporter) (ssh.Pin, error) {
@@ -119,8 +118,7 @@ func pinned(request osmodules.Request, report reservation.Reporter) (ssh.Pin, er
 		return pin, nil
 	}
 	if request.Reservation.Image.Control.HostKey == reservation.HostKeyHanded {
-		return ssh.Pin{}, reservation.Fail("", &reservation.FieldError{Field: "image.control.host_key", Value: reservation.HostKeyHanded,
-			Remedy: fmt.Sprintf("the provisioner handed no key to the guest: write %s, or use a provisioner that hands one", reservation.HostKeyFirst)})
+		return ssh.Pin{}, climb.KeyNotHanded()
 	}
 	kept := report.Kept(keepHostKey)
 	if kept == "" {
@@ -131,29 +129,4 @@ func pinned(request osmodules.Request, report reservation.Reporter) (ssh.Pin, er
 		return ssh.Pin{Fingerprint: kept}, nil
 	}
 	return ssh.Pin{Type: kind, Fingerprint: fingerprint}, nil
-}
-
-// address returns the control address with its port: the computer's own, else the image's, else 22.
-func address(request osmodules.Request) string {
-	given := request.Reservation.Computer.Address
-	if _, err := netip.ParseAddr(given); err != nil {
-		if _, _, err := net.SplitHostPort(given); err == nil {
-			return given
-		}
-	}
-	port := request.Reservation.Image.Control.Port
-	if port == 0 {
-		port = 22
-	}
-	return net.JoinHostPort(given, strconv.Itoa(port))
-}
-
-func (m *Module) logger(request osmodules.Request) zerolog.Logger {
-	return m.options.Logger.With().
-		Str("reservation", request.Reservation.Name).
-		Str("computer", request.Reservation.Computer.Name).
-		Str("image", request.Reservation.Image.String()).
-		Int("attempt", request.Attempt.Number).
-		Str("phase", string(reservation.PhasePostLoad)).
-		Logger()
 }

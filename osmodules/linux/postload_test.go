@@ -15,6 +15,7 @@ import (
 	xssh "golang.org/x/crypto/ssh"
 
 	"berth/osmodules"
+	"berth/osmodules/climb/climbtest"
 	"berth/osmodules/remote/ssh"
 	"berth/osmodules/remote/ssh/sshtest"
 	"berth/osmodules/sitescripts"
@@ -81,7 +82,7 @@ func TestAGuestIsConfiguredInVCLsOrder(t *testing.T) {
 		"other/10-not":  "#!/bin/sh\nexit 1\n",
 	})
 	m := g.module(t, func(o *Options) { o.ScriptsDir = dir })
-	request, report := g.request(), newRecorder()
+	request, report := g.request(), climbtest.NewRecorder()
 	request.Reservation.Image.PostLoad = reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{"127.0.0.0/8"}, Scripts: []string{"lab"}}
 	got, err := postLoad(t, m, request, report)
 	require.NoError(t, err)
@@ -113,13 +114,13 @@ func TestAGuestIsConfiguredInVCLsOrder(t *testing.T) {
 	require.Len(t, password, 24)
 	told, err := json.Marshal(got)
 	require.NoError(t, err)
-	require.NotContains(t, string(told)+report.all(), password)
+	require.NotContains(t, string(told)+report.All(), password)
 	require.NotContains(t, strings.ReplaceAll(g.sandbox.calls(), "fed root:"+password, ""), password)
 }
 
 func TestASuccessorDoesNotRepeatWhatIsDoneAndStillReportsIt(t *testing.T) {
 	g := debian(t)
-	m, request, report := g.module(t), g.request(), newRecorder()
+	m, request, report := g.module(t), g.request(), climbtest.NewRecorder()
 	ctx, cancel := context.WithCancel(t.Context())
 	g.before = func(name string) error {
 		if name == "keys.sh" {
@@ -169,7 +170,7 @@ func TestAConnectionLostWhileConfiguringIsMadeAgain(t *testing.T) {
 	}
 	request := g.request()
 	request.Reservation.Image.PostLoad.Hostname = true
-	got, err := postLoad(t, g.module(t), request, newRecorder())
+	got, err := postLoad(t, g.module(t), request, climbtest.NewRecorder())
 	require.NoError(t, err)
 	require.Len(t, got.Steps, 8)
 	require.Equal(t, reservation.StepDone, results(got)["hostname"])
@@ -201,7 +202,7 @@ func TestAGuestThatIsGoneWhileItIsConfigured(t *testing.T) {
 				}
 				return nil
 			}
-			got, err := postLoad(t, g.module(t), g.request(), newRecorder())
+			got, err := postLoad(t, g.module(t), g.request(), climbtest.NewRecorder())
 			require.Equal(t, c.verdict, reservation.VerdictOf(err), "%v", err)
 			require.ErrorContains(t, err, c.text)
 			require.Equal(t, reservation.StepFailed, results(got)["leftover keys"])
@@ -227,7 +228,7 @@ func TestEssentialStepsDecideTheVerdict(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := debian(t)
 			c.break_(g)
-			_, err := postLoad(t, g.module(t), g.request(), newRecorder())
+			_, err := postLoad(t, g.module(t), g.request(), climbtest.NewRecorder())
 			require.Equal(t, c.verdict, reservation.VerdictOf(err), "%v", err)
 			if c.text != "" {
 				require.ErrorContains(t, err, c.text)
@@ -254,7 +255,7 @@ func TestASiteScriptsHeaderSaysWhatItsFailureMeans(t *testing.T) {
 			g := debian(t)
 			dir := t.TempDir()
 			siteScripts(t, dir, map[string]string{"all/10-x": c.text})
-			got, err := postLoad(t, g.module(t, func(o *Options) { o.ScriptsDir = dir }), g.request(), newRecorder())
+			got, err := postLoad(t, g.module(t, func(o *Options) { o.ScriptsDir = dir }), g.request(), climbtest.NewRecorder())
 			require.Equal(t, c.verdict, reservation.VerdictOf(err), "%v", err)
 			require.Equal(t, c.result, results(got)["script all/10-x"])
 			require.Contains(t, detailOf(got, "script all/10-x"), c.detail)
@@ -266,7 +267,7 @@ func TestARootPasswordThatWeLogInWithIsKept(t *testing.T) {
 	g := debian(t)
 	g.credential = ssh.Credential{Password: "sesame"}
 	g.Change(func(s *sshtest.Script) { s.Password = "sesame" })
-	got, err := postLoad(t, g.module(t), g.request(), newRecorder())
+	got, err := postLoad(t, g.module(t), g.request(), climbtest.NewRecorder())
 	require.NoError(t, err)
 	require.Equal(t, reservation.StepWarned, results(got)["root password"])
 	require.NotContains(t, g.sandbox.calls(), "chpasswd")
@@ -274,9 +275,9 @@ func TestARootPasswordThatWeLogInWithIsKept(t *testing.T) {
 
 func TestAWorkerThatWasOvertakenConfiguresNothing(t *testing.T) {
 	g := debian(t)
-	m, request, report := g.module(t), g.request(), newRecorder()
+	m, request, report := g.module(t), g.request(), climbtest.NewRecorder()
 	answer := up(t, <-m.begin(t.Context(), request, report))
-	report.refuse = errors.New("superseded")
+	report.Refuse(errors.New("superseded"))
 	before := len(g.scripts())
 	_, err := m.PostLoad(t.Context(), request, answer, report)
 	require.EqualError(t, err, "superseded")
@@ -327,7 +328,7 @@ func TestAnInterfaceThatIsNoneFails(t *testing.T) {
 	g := debian(t)
 	request := g.request()
 	request.Reservation.Image.PostLoad.PublicInterface = "--help"
-	_, err := postLoad(t, g.module(t), request, newRecorder())
+	_, err := postLoad(t, g.module(t), request, climbtest.NewRecorder())
 	require.Equal(t, reservation.VerdictFail, reservation.VerdictOf(err))
 	require.ErrorContains(t, err, "image.post_load.public_interface")
 }

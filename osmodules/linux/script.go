@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"berth/osmodules/internal/output"
 	"berth/osmodules/remote"
-	"berth/reservation"
 )
 
 // scripts are the texts that run on the guest, one a step.
@@ -48,7 +48,7 @@ func (v values) input(data string) (string, error) {
 	return text.String(), nil
 }
 
-// What a script may say of itself beside reservation's step results.
+// What a script may say of itself beside the results of a step that went well.
 const (
 	saysReload = "reload"
 	saysFail   = "fail"
@@ -71,13 +71,11 @@ func parse(result remote.Result) outcome {
 	for _, text := range append(strings.Split(string(result.Stdout), "\n"), strings.Split(string(result.Stderr), "\n")...) {
 		answer, ok := strings.CutPrefix(text, answerPrefix)
 		if !ok {
-			if text = printable(text); text != "" {
-				other = append(other, text)
-			}
+			other = append(other, text)
 			continue
 		}
 		word, rest, _ := strings.Cut(answer, " ")
-		rest = strings.TrimSpace(printable(rest))
+		rest = strings.TrimSpace(output.Printable(rest))
 		if word == "value" {
 			key, value, _ := strings.Cut(rest, "=")
 			o.values[key] = value
@@ -85,29 +83,8 @@ func parse(result remote.Result) outcome {
 		}
 		o.result, o.detail = word, rest
 	}
-	o.output = lastLines(other)
+	o.output = output.LastLines(other)
 	return o
-}
-
-// lastLines returns the last lines, at most 5 and 400 bytes: they travel with heartbeats and in the status.
-func lastLines(lines []string) string {
-	const most, longest = 5, 400
-	lines = lines[max(0, len(lines)-most):]
-	text := strings.Join(lines, " / ")
-	if len(text) > longest {
-		text = "..." + strings.ToValidUTF8(text[len(text)-longest:], "")
-	}
-	return text
-}
-
-// printable returns a guest's text without what could confuse a terminal or a log.
-func printable(text string) string {
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == '\uFFFD' {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(text, " ")))
 }
 
 // execute runs a script of ours over a channel.
@@ -126,14 +103,4 @@ func (m *Module) execute(ctx context.Context, channel remote.Channel, name strin
 	}
 	result, err := channel.Run(ctx, remote.Command{Line: command, Stdin: io.Reader(strings.NewReader(input)), Limit: limit})
 	return parse(result), err
-}
-
-// stepResult maps a script's word; ok is false for a word that is no judgement of a finished step.
-func stepResult(word string) (reservation.StepResult, bool) {
-	switch result := reservation.StepResult(word); result {
-	case reservation.StepDone, reservation.StepSkipped, reservation.StepWarned:
-		return result, true
-	default:
-		return "", false
-	}
 }

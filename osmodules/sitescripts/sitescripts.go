@@ -80,6 +80,19 @@ func Check(dir string, kind Kind) error {
 	return errors.Join(faults...)
 }
 
+// Of returns the scripts of an image's sets, as Read does. dir is "" on a worker that has no folder: then there are none,
+// and an image that names sets is a fail.
+func Of(dir string, sets []string, kind Kind) ([]Script, error) {
+	if dir != "" {
+		return Read(dir, sets, kind) // its faults are the site's to mend, not the image's
+	}
+	if len(sets) > 0 {
+		return nil, reservation.Fail("", &reservation.FieldError{Field: "image.post_load.scripts", Value: strings.Join(sets, ", "),
+			Remedy: "this worker has no folder of site scripts: give it one, or leave the sets out"})
+	}
+	return nil, nil
+}
+
 // Read returns the scripts of "all" and of the sets, in the order in which they run. A set that an image names
 // must be there; "all" need not.
 func Read(dir string, sets []string, kind Kind) ([]Script, error) {

@@ -14,6 +14,7 @@ import (
 	xssh "golang.org/x/crypto/ssh"
 
 	"berth/osmodules"
+	"berth/osmodules/climb/climbtest"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/ssh"
 	"berth/osmodules/remote/ssh/sshtest"
@@ -104,7 +105,7 @@ func (h *host) prepare(t *testing.T) (*Module, osmodules.Request) {
 func TestBothChannelsCarryAWholeLoad(t *testing.T) {
 	for name, open := range hosts(t) {
 		t.Run(name, func(t *testing.T) {
-			h, report := open(t), newRecorder()
+			h, report := open(t), climbtest.NewRecorder()
 			m, request := h.prepare(t)
 			answer, err := m.WaitForResponse(t.Context(), request, report)
 			require.NoError(t, err)
@@ -115,7 +116,7 @@ func TestBothChannelsCarryAWholeLoad(t *testing.T) {
 			require.Equal(t, reservation.StepDone, find(t, done, "tag").Result)
 			require.Contains(t, h.ran("firewall")[0].values["Sources"], "127.0.0.1", "the address that we come from")
 			require.Equal(t, "berth", h.ran("password")[0].values["Keep"], "we log in with a password")
-			require.NotContains(t, report.all(), "sesame")
+			require.NotContains(t, report.All(), "sesame")
 		})
 	}
 }
@@ -124,7 +125,7 @@ func TestBothChannelsTakeTheNewIdentityAfterSysprepOnce(t *testing.T) {
 	for name, open := range hosts(t) {
 		t.Run(name, func(t *testing.T) {
 			for _, times := range []int{1, 2} {
-				h, report := open(t), newRecorder()
+				h, report := open(t), climbtest.NewRecorder()
 				m, request := h.prepare(t)
 				request.Reservation.Image.Sysprep = true
 				changes := 0
@@ -136,7 +137,7 @@ func TestBothChannelsTakeTheNewIdentityAfterSysprepOnce(t *testing.T) {
 				}
 				answer, err := m.WaitForResponse(t.Context(), request, report)
 				if times == 2 {
-					verdict(t, reservation.VerdictFail, err, "for the second time")
+					climbtest.Verdict(t, reservation.VerdictFail, err, "for the second time")
 					continue
 				}
 				require.NoError(t, err)
@@ -150,7 +151,7 @@ func TestBothChannelsTakeTheNewIdentityAfterSysprepOnce(t *testing.T) {
 
 func TestAnAuthoritysCertificateIsHeldAgainstTheComputersName(t *testing.T) {
 	folder := t.TempDir()
-	h, report := overWinRM(t, "localhost", folder), newRecorder()
+	h, report := overWinRM(t, "localhost", folder), climbtest.NewRecorder()
 	m, request := h.prepare(t)
 	_, port, ok := strings.Cut(h.address, ":")
 	require.True(t, ok)
@@ -164,12 +165,12 @@ func TestAnAuthoritysCertificateIsHeldAgainstTheComputersName(t *testing.T) {
 	m, request = h.prepare(t)
 	request.Reservation.Image.Control.Certificate = "ca.pem"
 	request.Limits = limits(time.Minute, time.Second, 0)
-	_, err = m.WaitForResponse(t.Context(), request, newRecorder())
-	verdict(t, reservation.VerdictReload, err, "it hung at handshake", "is not accepted")
+	_, err = m.WaitForResponse(t.Context(), request, climbtest.NewRecorder())
+	climbtest.Verdict(t, reservation.VerdictReload, err, "it hung at handshake", "is not accepted")
 
 	request.Reservation.Image.Control.Certificate = "missing.pem"
-	_, err = m.WaitForResponse(t.Context(), request, newRecorder())
-	verdict(t, reservation.VerdictFail, err, "missing.pem")
+	_, err = m.WaitForResponse(t.Context(), request, climbtest.NewRecorder())
+	climbtest.Verdict(t, reservation.VerdictFail, err, "missing.pem")
 }
 
 func TestAHostKeyThatWasHandedMustBeShown(t *testing.T) {
@@ -179,10 +180,10 @@ func TestAHostKeyThatWasHandedMustBeShown(t *testing.T) {
 	require.NoError(t, err)
 	request.HostKey = string(xssh.MarshalAuthorizedKey(other.PublicKey()))
 	request.Reservation.Image.Sysprep = true
-	_, err = m.WaitForResponse(t.Context(), request, newRecorder())
-	verdict(t, reservation.VerdictFail, err, "does not show the host key that was handed to it")
+	_, err = m.WaitForResponse(t.Context(), request, climbtest.NewRecorder())
+	climbtest.Verdict(t, reservation.VerdictFail, err, "does not show the host key that was handed to it")
 	request.HostKey = ""
 	request.Reservation.Image.Control.HostKey = reservation.HostKeyHanded
-	_, err = m.WaitForResponse(t.Context(), request, newRecorder())
-	verdict(t, reservation.VerdictFail, err, "image.control.host_key")
+	_, err = m.WaitForResponse(t.Context(), request, climbtest.NewRecorder())
+	climbtest.Verdict(t, reservation.VerdictFail, err, "image.control.host_key")
 }

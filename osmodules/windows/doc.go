@@ -21,15 +21,19 @@
 //
 // Verdicts:
 //
-//	reload at once    set-up says that it failed; or it stands at UNDEPLOYABLE or in SPECIALIZE and none of its processes
-//	                  runs in two looks; or it stands there with an error in setuperr.log and nothing changes for 3 min
+//	reload at once    set-up says in its logs that it gives up; or ImageState is UNDEPLOYABLE, set-up says that it is not in
+//	                  progress, and none of its processes runs, in two looks
+//	reload soon       it stands at UNDEPLOYABLE or SPECIALIZE..., nothing changes for 3 min, and either none of its processes
+//	                  runs, or there is an error in setuperr.log and it waits for no command that it has started
 //	reload            nothing has changed for NoProgress while the guest talks to us (a set-up that is stuck), or the whole
 //	                  limit has passed
 //	power reset       the guest is silent for NoProgress: one reset, a second wait (ResponseAgain), then reload
-//	fail              the key or certificate changed, other than once after Sysprep; our account is no administrator
+//	fail              the key or certificate changed, other than once after Sysprep; our account is no administrator; the
+//	                  channel's service is a 32-bit one on a 64-bit Windows
 //
 // A guest that talks while its set-up stands still gets no power reset: a set-up that is interrupted does not go on.
-// A set-up in the middle of specialize is UNDEPLOYABLE, too, so that state alone is no failure.
+// UNDEPLOYABLE is what a pass is while it runs, and lines in setuperr.log are usual in set-ups that go well, so neither
+// alone is a failure. docs/windows.md has the rule and where it comes from.
 //
 // A boot is known by when its first process was created, which does not change when the clock is set.
 //
@@ -63,7 +67,8 @@
 //	script SET/NAME           site       as the script's header says; warned without one
 //	tag                       tag        reload
 //
-// A reboot is waited for by its boot, through the whole ladder, for at most 10 minutes. There are at most 4 in a load.
+// A reboot is waited for by its boot, through the whole ladder, for at most 10 minutes. There are at most 4 in a load. One
+// whose request may have been lost with its connection is asked for again.
 // A step that is done is not repeated by a worker that takes over, nor is a reboot that has taken place. A guest that
 // reboots by itself while it is configured is reload.
 //

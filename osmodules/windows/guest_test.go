@@ -41,6 +41,7 @@ type guest struct {
 	boots    int
 	version  string
 	admin    bool
+	hidden   bool
 	setup    func(look int) answer                  // fields of setup.ps1's answer that are not those of a finished one
 	act      func(r run) (fields answer, err error) // nil, nil: the usual answer
 	before   func(name string)                      // called without the lock
@@ -195,7 +196,7 @@ func (s *session) exec(ctx context.Context, line string, stdin io.Reader) (remot
 	}
 	switch r.name {
 	case "echo":
-		fields["nonce"], fields["boot"], fields["admin"], fields["version"] = r.values["Nonce"], g.boot(), g.admin, g.version
+		fields["nonce"], fields["boot"], fields["admin"], fields["version"], fields["hidden"] = r.values["Nonce"], g.boot(), g.admin, g.version, g.hidden
 	case "setup":
 		g.looks++
 		for key, value := range complete() {
@@ -230,7 +231,7 @@ func (s *session) exec(ctx context.Context, line string, stdin io.Reader) (remot
 }
 
 func complete() answer {
-	return answer{"setupInProgress": "0", "oobeInProgress": "0", "imageState": "IMAGE_STATE_COMPLETE", "generalization": "7", "processes": "",
+	return answer{"setupInProgress": "0", "oobeInProgress": "0", "imageState": "IMAGE_STATE_COMPLETE", "generalization": "7", "processes": "", "commands": "",
 		"logSize": "1000", "errors": "", "failure": ""}
 }
 
@@ -278,71 +279,4 @@ func (g *guest) request() osmodules.Request {
 func limits(response, noProgress, again time.Duration) reservation.Limits {
 	return reservation.Limits{Response: reservation.Duration(response), NoProgress: reservation.Duration(noProgress),
 		ResponseAgain: reservation.Duration(again), Settle: reservation.Duration(20 * time.Millisecond)}
-}
-
-// recorder is a reporter that outlives a module, as heartbeats do.
-type recorder struct {
-	mu       sync.Mutex
-	stages   []reservation.Stage
-	said     []string // every detail, in order
-	kept     map[string]string
-	confirms int
-}
-
-func newRecorder() *recorder { return &recorder{kept: map[string]string{}} }
-
-func (r *recorder) Stage(name, detail string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.said = append(r.said, detail)
-	if n := len(r.stages); n > 0 && r.stages[n-1].Name == name {
-		r.stages[n-1].Detail = detail
-		return
-	}
-	r.stages = append(r.stages, reservation.Stage{Name: name, Detail: detail})
-}
-
-func (r *recorder) Keep(key, value string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.kept[key] = value
-}
-
-func (r *recorder) Kept(key string) string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.kept[key]
-}
-
-func (r *recorder) Confirm(context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.confirms++
-	return nil
-}
-
-func (r *recorder) names() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var names []string
-	for _, stage := range r.stages {
-		names = append(names, stage.Name)
-	}
-	return names
-}
-
-// all returns everything that would travel.
-func (r *recorder) all() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return fmt.Sprint(r.said, r.stages, r.kept)
-}
-
-func verdict(t testing.TB, want reservation.Verdict, err error, says ...string) {
-	t.Helper()
-	require.Error(t, err)
-	require.Equal(t, want, reservation.VerdictOf(err), "%s", err)
-	for _, words := range says {
-		require.ErrorContains(t, err, words)
-	}
 }

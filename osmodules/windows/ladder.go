@@ -3,11 +3,9 @@ package windows
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,16 +29,11 @@ const (
 	rungSettle = "settle"
 )
 
-// height orders the rungs.
-func height(rung string) int {
-	return slices.Index([]string{string(remote.RungTCP), string(ssh.RungBanner), string(remote.RungHandshake), string(remote.RungAuthentication),
-		string(winrm.RungShell), rungNonce, rungSetup, rungSettle}, rung)
+// rungs are all there are, in order.
+func rungs() []string {
+	return []string{string(remote.RungTCP), string(ssh.RungBanner), string(remote.RungHandshake), string(remote.RungAuthentication),
+		string(winrm.RungShell), rungNonce, rungSetup, rungSettle}
 }
-
-// errReboot says that the guest is in another boot than it was: progress, not readiness.
-type errReboot struct{ from, to string }
-
-func (e *errReboot) Error() string { return "the guest rebooted: boot " + e.to + " follows " + e.from }
 
 // WaitForResponse climbs the ladder. See the package's documentation for the rungs and the verdicts.
 func (m *Module) WaitForResponse(ctx context.Context, request osmodules.Request, report reservation.Reporter) (osmodules.Answer, error) {
@@ -68,29 +61,27 @@ type ladder struct {
 	dialer  Dialer
 	aim     Target
 	host    climb.HostCache
+	stages  *climb.Stages
 	// rebooting is the step whose reboot this wait is for: its limit is pace.reboot, and no power reset is given.
 	rebooting string
+	unsure    bool // whether the guest knows of that reboot is not known
 
 	overall  time.Time // when this wait ends, whatever changes
 	reset    time.Time // when the power reset was given; zero: not yet
-	refusals int       // of our authentication, one after the other
-	last     error     // what went wrong last
-	unreset  error     // why the power reset could not be given
-	boot     string    // the last boot seen
-	state    string    // the set-up's last state
+	refusals climb.Refusals
+	last     error  // what went wrong last
+	unreset  error  // why the power reset could not be given
+	boot     string // the last boot seen
+	state    string // the set-up's last state
 	logSize  int64
-	old      bool // XP or 2003, which have no ImageState
-	talking  bool // the guest told us how its set-up stands, and has not fallen silent since
+	errors   string // the last lines of the set-up's error log
+	old      bool   // XP or 2003, which have no ImageState
+	talking  bool   // the guest told us how its set-up stands, and has not fallen silent since
 
 	// The dial's callbacks come from goroutines of its own.
-	mu       sync.Mutex
-	silence  time.Time // when nothing has changed for too long
-	changed  time.Time // when something changed last
-	top      int       // the highest rung so far
-	rung     string    // as reported
-	since    time.Time
-	detail   string
-	switches int
+	mu      sync.Mutex
+	silence time.Time // when nothing has changed for too long
+	changed time.Time // when something changed last
 }
 
 func (m *Module) newLadder(request osmodules.Request, report reservation.Reporter) (*ladder, error) {
@@ -102,8 +93,9 @@ func (m *Module) newLadder(request osmodules.Request, report reservation.Reporte
 	if err := dialer.CheckCredential(control.Credential); err != nil {
 		return nil, err
 	}
-	l := &ladder{module: m, request: request, report: report, log: m.logger(request), dialer: dialer}
-	l.aim = Target{Address: address(request, dialer.DefaultPort()), Control: control, Pin: report.Kept(keepPin), Reached: l.reached, Shown: l.shown}
+	l := &ladder{module: m, request: request, report: report, log: climb.Logger(m.options.Logger, request), dialer: dialer}
+	l.stages = climb.NewStages(report, rungs(), report.Kept(keepRung), l.higher)
+	l.aim = Target{Address: climb.Address(request, dialer.DefaultPort()), Control: control, Pin: report.Kept(keepPin), Reached: l.stages.Reached, Shown: l.shown}
 	if host, _, err := net.SplitHostPort(l.aim.Address); err == nil {
 		l.aim.ServerName = host
 	}
@@ -115,8 +107,7 @@ func (m *Module) newLadder(request osmodules.Request, report reservation.Reporte
 		}
 		l.aim.Pin = pin.String()
 	case control.HostKey == reservation.HostKeyHanded:
-		return nil, reservation.Fail("", &reservation.FieldError{Field: "image.control.host_key", Value: reservation.HostKeyHanded,
-			Remedy: fmt.Sprintf("the provisioner handed no key to the guest: write %s, or use a provisioner that hands one", reservation.HostKeyFirst)})
+		return nil, climb.KeyNotHanded()
 	}
 	l.resume()
 	return l, nil
@@ -124,7 +115,7 @@ func (m *Module) newLadder(request osmodules.Request, report reservation.Reporte
 
 // resume reads what a lost worker kept.
 func (l *ladder) resume() {
-	l.top, l.boot = height(l.report.Kept(keepRung)), l.report.Kept(keepSeen)
+	l.boot = l.report.Kept(keepSeen)
 	state, size, _ := strings.Cut(l.report.Kept(keepState), "|")
 	l.state = state
 	l.logSize, _ = strconv.ParseInt(size, 10, 64)
@@ -223,40 +214,7 @@ func (l *ladder) watch(ctx context.Context) (context.Context, context.CancelFunc
 }
 
 func (l *ladder) wait(ctx context.Context) (Session, error) {
-	for {
-		began := time.Now()
-		within, cancel := l.watch(ctx)
-		session, err := l.climb(within, ctx)
-		over := within.Err() != nil
-		cancel()
-		switch {
-		case err == nil:
-			return session, nil
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case final(err):
-			return nil, err
-		}
-		if !over { // else it is the limit that cut it off, which says nothing of the guest
-			l.note(err)
-		}
-		pause := l.pause(err, began)
-		if remaining := time.Until(l.deadline()); remaining > 0 {
-			if err := climb.Sleep(ctx, min(pause, remaining), nil); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if err := l.expire(ctx); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// final says whether an error ends the wait: a verdict, or a fault that no further try mends.
-func final(err error) bool {
-	var credential *remote.CredentialError
-	return reservation.VerdictOf(err) != "" || errors.As(err, &credential)
+	return climb.Wait[Session]{Try: l.climb, Within: l.watch, Deadline: l.deadline, Note: l.note, Pause: l.pause, Expire: l.expire}.Run(ctx)
 }
 
 // expire is called when a limit has passed: it gives the one power reset and begins the second wait, or returns the
@@ -266,39 +224,17 @@ func (l *ladder) expire(ctx context.Context) error {
 	if l.request.PowerReset == nil || l.request.Limits.ResponseAgain <= 0 || !l.reset.IsZero() || answered || l.talking || l.rebooting != "" {
 		return l.verdict(answered)
 	}
-	now := time.Now()
-	rung, _ := l.shownRung()
-	l.log.Warn().Str("rung", rung).AnErr("last", l.last).Msg("the guest is silent and gets a power reset")
-	// Kept first, and brought to the server by Confirm: a successor must not give a second one.
-	l.report.Keep(keepReset, now.UTC().Format(time.RFC3339Nano))
-	if err := l.report.Confirm(ctx); err != nil {
+	var err error
+	if l.unreset, err = l.stages.PowerReset(ctx, l.request.PowerReset, keepReset, l.last, l.log); err != nil {
 		return err
 	}
-	l.show("power reset", "silent at "+rung+": "+words(l.last))
-	if err := l.request.PowerReset(ctx); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if reservation.VerdictOf(err) != "" {
-			return err
-		}
-		// Whether the guest was reset is not known, so it is waited for all the same.
-		l.unreset = err
-		l.log.Warn().Err(err).Msg("the power reset went wrong")
-	}
 	l.again(time.Now())
-	l.refusals = 0
+	l.refusals.None()
 	return nil
 }
 
-func (l *ladder) shownRung() (string, time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.rung, l.since
-}
-
 func (l *ladder) verdict(answered bool) error {
-	rung, since := l.shownRung()
+	rung, since := l.stages.Current()
 	l.mu.Lock()
 	still, stood := time.Since(l.changed), l.silence.Before(l.overall)
 	l.mu.Unlock()
@@ -321,6 +257,9 @@ func (l *ladder) verdict(answered bool) error {
 			reason += "; its provisioner cannot reset it"
 		}
 	}
+	if l.talking && l.errors != "" {
+		reason += "; setuperr.log: " + l.errors
+	}
 	if l.unreset != nil {
 		reason += fmt.Sprintf(" (the power reset went wrong: %s)", l.unreset)
 	}
@@ -329,20 +268,11 @@ func (l *ladder) verdict(answered bool) error {
 
 // pause returns how long to wait after a climb that went wrong.
 func (l *ladder) pause(err error, began time.Time) time.Duration {
-	pace := l.module.pace
-	var refused *remote.AuthError
-	if errors.As(err, &refused) {
-		pause := pace.refused[min(l.refusals, len(pace.refused)-1)]
-		l.refusals++
-		return pause
-	}
-	l.refusals = 0
-	between := pace.due
+	between := l.module.pace.due
 	if time.Now().Before(l.request.Began.Add(l.request.Limits.InitialDelay.Std())) {
-		between = pace.early
+		between = l.module.pace.early
 	}
-	// Counted from the last try's begin, so that a try that waited for its own limit is followed by the next at once.
-	return max(between.Jittered()-time.Since(began), between.From/10)
+	return l.refusals.Pause(err, began, l.module.pace.refused, between)
 }
 
 // climb makes one connection and goes as far up as it gets. within ends with the wait's limit; whole does not: a guest
@@ -352,7 +282,7 @@ func (l *ladder) climb(within, whole context.Context) (Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.refusals = 0
+	l.refusals.None()
 	if err := l.examine(within, whole, session); err != nil {
 		session.Close()
 		return nil, err
@@ -407,20 +337,24 @@ func (l *ladder) strange(mismatch *PinError) error {
 
 // examine asks a connected guest whether it is up.
 func (l *ladder) examine(within, whole context.Context, session Session) error {
-	l.show(rungNonce, "")
+	l.stages.Show(rungNonce, "")
 	boot, err := l.echo(within, session)
 	if err != nil {
 		return err
 	}
-	if err := l.seen(boot); err != nil {
-		return err
+	if l.rebooting != "" && boot == l.report.Kept(keepBefore+l.rebooting) {
+		if err := l.askAgain(within, session); err != nil {
+			return err
+		}
+		return fmt.Errorf("the guest is still in boot %s and has not begun its reboot", boot)
 	}
+	l.seen(boot)
 	if err := l.finished(within, session, boot); err != nil {
 		return err
 	}
 	if l.report.Kept(keepBoot) != boot {
 		settle := l.request.Limits.Settle.Std()
-		l.show(rungSettle, fmt.Sprintf("the boot must stay for %s", settle))
+		l.stages.Show(rungSettle, fmt.Sprintf("the boot must stay for %s", settle))
 		if err := climb.Sleep(whole, settle, session.Done()); err != nil {
 			return err
 		}
@@ -438,13 +372,24 @@ func (l *ladder) examine(within, whole context.Context, session Session) error {
 	return nil
 }
 
-// seen notes the boot that answers. The one that a reboot of ours is to end is not the one that we wait for.
-func (l *ladder) seen(boot string) error {
-	if l.rebooting != "" && boot == l.report.Kept(keepBefore+l.rebooting) {
-		return fmt.Errorf("the guest is still in boot %s and has not begun its reboot", boot)
-	}
-	if l.boot == boot {
+// askAgain asks for a reboot once more, if the first time may not have come through. To a guest that is about to reboot
+// it makes no difference.
+func (l *ladder) askAgain(ctx context.Context, session Session) error {
+	if !l.unsure {
 		return nil
+	}
+	if err := l.report.Confirm(ctx); err != nil {
+		return err
+	}
+	_, err := execute(ctx, session, "reboot", nil, nil, l.module.pace.probe)
+	l.unsure = err != nil
+	return err
+}
+
+// seen notes the boot that answers.
+func (l *ladder) seen(boot string) {
+	if l.boot == boot {
+		return
 	}
 	before := l.boot
 	l.boot = boot
@@ -453,16 +398,11 @@ func (l *ladder) seen(boot string) error {
 		l.log.Info().Str("from", before).Str("to", boot).Msg("the guest has rebooted")
 		l.progress("a reboot")
 	}
-	return nil
 }
 
 // echo asks for a nonce and returns the guest's boot.
 func (l *ladder) echo(ctx context.Context, session Session) (string, error) {
-	random := make([]byte, 16)
-	if _, err := rand.Read(random); err != nil {
-		return "", err
-	}
-	nonce := hex.EncodeToString(random)
+	nonce := rand.Text()
 	answer, err := execute(ctx, session, "echo", map[string]string{"Nonce": nonce}, nil, l.module.pace.probe)
 	if err != nil {
 		return "", err
@@ -477,36 +417,39 @@ func (l *ladder) echo(ctx context.Context, session Session) (string, error) {
 		return "", reservation.Fail("", &reservation.FieldError{Field: "image.control.user", Value: l.aim.Control.User,
 			Remedy: "it is no administrator on the guest (or its rights are cut by UAC); configuring a guest takes one"})
 	}
+	if answer.Values["hidden"] == "true" { // the secrets that are to be removed would be, too
+		return "", reservation.Fail("", &reservation.FieldError{Field: "image.control.channel", Value: l.aim.Control.Channel,
+			Remedy: "its service in the image is a 32-bit one, to which a 64-bit Windows hides half of the registry and of System32: install a 64-bit one"})
+	}
 	l.old = strings.HasPrefix(answer.Values["version"], "5.")
 	return answer.Values["boot"], nil
 }
 
 // finished waits until the guest says that its own set-up is over.
 func (l *ladder) finished(ctx context.Context, session Session, boot string) error {
-	l.show(rungSetup, "")
+	l.stages.Show(rungSetup, "")
 	pace := l.module.pace
-	gone := false // the last look found a broken state and no process
+	over := 0 // looks, one after the other, that found a set-up that broke off
 	for pause := pace.setup.From; ; pause = min(pause*5/4, pace.setup.To) {
 		s, err := l.look(ctx, session, boot)
 		if err != nil {
 			return err
 		}
-		l.talking = true
-		l.show(rungSetup, s.detail)
+		l.talking, l.errors = true, s.errors
+		l.stages.Show(rungSetup, s.detail)
+		if over++; !s.over || !s.idle {
+			over = 0
+		}
+		s.over = over > 1 // the last process may end a moment before the state is written
 		l.mu.Lock()
-		still := time.Since(l.changed)
+		s.still = time.Since(l.changed)
 		l.mu.Unlock()
-		switch {
-		case s.broken != "":
-			return reservation.Reload("the guest's own set-up went wrong: "+s.broken, nil)
-		case s.suspect && s.idle && gone:
-			return reservation.Reload(fmt.Sprintf("the guest's own set-up went wrong: it stands at %s and no set-up process runs%s", s.state, s.because()), nil)
-		case s.suspect && s.errors != "" && still >= pace.quiet:
-			return reservation.Reload(fmt.Sprintf("the guest's own set-up went wrong: it stands at %s, nothing has changed for %s%s", s.state, climb.Round(still), s.because()), nil)
-		case s.finished:
+		if why := s.failed(pace.quiet); why != "" {
+			return reservation.Reload("the guest's own set-up went wrong: "+why, nil)
+		}
+		if s.finished {
 			return nil
 		}
-		gone = s.suspect && s.idle
 		l.last = errors.New(s.detail)
 		if err := climb.Sleep(ctx, pause, session.Done()); err != nil {
 			return err
@@ -521,10 +464,8 @@ func (l *ladder) look(ctx context.Context, session Session, boot string) (setup,
 		return setup{}, err
 	}
 	if now := answer.Values["boot"]; now != boot {
-		if err := l.seen(now); err != nil {
-			return setup{}, err
-		}
-		return setup{}, &errReboot{from: boot, to: now}
+		l.seen(now)
+		return setup{}, &climb.Rebooted{From: boot, To: now}
 	}
 	s := setupState(answer, l.old)
 	switch {
@@ -543,27 +484,52 @@ func (l *ladder) look(ctx context.Context, session Session, boot string) (setup,
 // setup is how far the guest's own set-up is.
 type setup struct {
 	finished bool
-	broken   string // what set-up says of its failure
+	gaveUp   string // the line of its logs in which set-up says so
 	suspect  bool   // the state is one in which a failed set-up stays
+	over     bool   // set-up says that it is not in progress, and is not complete
 	idle     bool   // no set-up process runs
+	waits    bool   // set-up waits for a program that it has started
 	errors   string // the last lines of its error log
 	state    string // changes with each step of it
 	logSize  int64
 	detail   string
+
+	still time.Duration // how long nothing has changed
 }
 
-func (s setup) because() string {
-	if s.errors == "" {
+// failed says why the set-up has failed, "" if it has not as far as can be seen.
+//
+// UNDEPLOYABLE is what a pass is while it runs, and a failure if none runs (Microsoft, "Windows Setup States"). Lines in
+// setuperr.log are usual in set-ups that go well. So each alone is no failure.
+func (s setup) failed(quiet time.Duration) string {
+	because := ""
+	if s.errors != "" {
+		because = "; setuperr.log: " + s.errors
+	}
+	switch {
+	case s.finished:
+		return ""
+	case s.gaveUp != "":
+		return s.gaveUp + because
+	case !s.suspect:
+		return ""
+	case s.over:
+		return fmt.Sprintf("it stands at %s, and says that it is not in progress%s", s.state, because)
+	// A set-up that is about to reboot, or that has not begun yet in a young boot, has no processes for a while, either.
+	case s.idle && s.still >= quiet:
+		return fmt.Sprintf("it stands at %s, none of its processes runs, and nothing has changed for %s%s", s.state, climb.Round(s.still), because)
+	case s.errors != "" && !s.waits && s.still >= quiet:
+		return fmt.Sprintf("it stands at %s, nothing has changed for %s%s", s.state, climb.Round(s.still), because)
+	default:
 		return ""
 	}
-	return "; setuperr.log: " + s.errors
 }
 
 // setupState reads what setup.ps1 answered. old: XP and 2003 have no ImageState, and nothing is asked of it.
 func setupState(answer powershell.Answer, old bool) setup {
 	v := answer.Values
 	zero := func(name string) bool { return v[name] == "" || v[name] == "0" }
-	s := setup{idle: v["processes"] == "", errors: v["errors"]}
+	s := setup{gaveUp: v["failure"], idle: v["processes"] == "", waits: v["commands"] != "", errors: v["errors"]}
 	s.logSize, _ = strconv.ParseInt(v["logSize"], 10, 64)
 	image, _ := strings.CutPrefix(v["imageState"], "IMAGE_STATE_")
 	if image == "" && !old {
@@ -586,30 +552,18 @@ func setupState(answer powershell.Answer, old bool) setup {
 	if !s.idle {
 		open = append(open, "running: "+v["processes"])
 	}
+	if s.waits {
+		open = append(open, "waiting for: "+v["commands"])
+	}
 	s.finished = len(open) == 0
 	if s.state == "" {
 		s.state = "complete"
 	}
 	s.detail = strings.Join(open, ", ")
-	// A set-up that runs is UNDEPLOYABLE, too, until its pass is over.
 	s.suspect = image == "UNDEPLOYABLE" || strings.HasPrefix(image, "SPECIALIZE")
-	switch {
-	case v["failure"] != "" && !s.finished:
-		s.broken = v["failure"] + s.because()
-	case image == "UNDEPLOYABLE" && zero("setupInProgress") && s.idle && s.errors != "":
-		s.broken = "ImageState is UNDEPLOYABLE" + s.because()
-	}
+	// Between two passes it is SPECIALIZE_..., and nothing of it runs.
+	s.over = image == "UNDEPLOYABLE" && zero("setupInProgress") && zero("oobeInProgress")
 	return s
-}
-
-// reached is told each rung of a dial as it begins.
-func (l *ladder) reached(rung remote.Rung) {
-	l.mu.Lock()
-	up := height(string(rung)) > height(l.rung)
-	l.mu.Unlock()
-	if up {
-		l.show(string(rung), "")
-	}
 }
 
 // shown is told the guest's key or certificate, before we authenticate.
@@ -623,52 +577,14 @@ func (l *ladder) shown(pin string) {
 // note keeps what went wrong, and shows it on the rung where it did.
 func (l *ladder) note(err error) {
 	l.last = err
-	var at *remote.RungError
-	var reboot *errReboot
-	switch {
-	case errors.As(err, &at):
-		l.show(string(at.Rung), at.Err.Error())
-	case errors.As(err, &reboot):
-		l.show(rungNonce, err.Error())
-	default:
-		rung, _ := l.shownRung()
-		l.show(rung, err.Error())
-	}
+	l.stages.Note(err, rungNonce)
 }
 
-// show reports a rung. All stages travel with every heartbeat, so a guest that goes up and down for an hour must not add
-// one each time: after some switches only the top rung reached since is shown.
-func (l *ladder) show(rung, detail string) {
-	const mostSwitches, longest = 30, 200
-	detail = climb.Cut(detail, longest)
-	l.mu.Lock()
-	up := height(rung) > l.top
-	if up {
-		l.top = height(rung)
+// higher is told each rung above all before it.
+func (l *ladder) higher(rung string) {
+	if rung == string(remote.RungTCP) {
+		return // it begins before anything has answered
 	}
-	if rung != l.rung || detail != l.detail {
-		shown, text := rung, detail
-		if rung != l.rung {
-			if l.switches >= mostSwitches && height(rung) < height(l.rung) {
-				shown, text = l.rung, rung+": "+detail
-			} else {
-				l.switches++
-				l.since = time.Now()
-			}
-		}
-		l.rung, l.detail = shown, text
-		l.report.Stage(shown, text)
-	}
-	l.mu.Unlock()
-	if up && height(rung) > 0 { // tcp begins before anything has answered
-		l.report.Keep(keepRung, rung)
-		l.progress("reached " + rung)
-	}
-}
-
-func words(err error) string {
-	if err == nil {
-		return "no answer"
-	}
-	return err.Error()
+	l.report.Keep(keepRung, rung)
+	l.progress("reached " + rung)
 }

@@ -3,22 +3,24 @@ package windows
 import (
 	"context"
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"berth/osmodules/climb/climbtest"
 	"berth/osmodules/remote"
 	"berth/reservation"
 )
 
 func TestAGuestThatIsUpIsTakenUpTheWholeLadder(t *testing.T) {
-	g, report, waiting := newGuest(), newRecorder(), 0
+	g, report, waiting := newGuest(), climbtest.NewRecorder(), 0
 	m := g.module(t, func(o *Options) { o.Waiting = func(delta int) { waiting += delta } })
 	answer, err := m.WaitForResponse(t.Context(), g.request(), report)
 	require.NoError(t, err)
 	require.Equal(t, "SHA256:one", answer.HostKey)
-	require.Equal(t, []string{"tcp", "handshake", "authentication", "nonce", "set-up", "settle"}, report.names())
+	require.Equal(t, []string{"tcp", "handshake", "authentication", "nonce", "set-up", "settle"}, report.Stages())
 	require.Equal(t, "SHA256:one", report.Kept(keepPin))
 	require.Equal(t, g.boot(), report.Kept(keepBoot))
 	require.NotEmpty(t, report.Kept(keepProgress))
@@ -28,7 +30,7 @@ func TestAGuestThatIsUpIsTakenUpTheWholeLadder(t *testing.T) {
 }
 
 func TestASlowSysprepIsWaitedForThroughItsReboots(t *testing.T) {
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	g.pin = "SHA256:image"
 	g.setup = func(look int) answer {
 		switch {
@@ -58,11 +60,11 @@ func TestASlowSysprepIsWaitedForThroughItsReboots(t *testing.T) {
 	require.NotEmpty(t, report.Kept(keepRepinned))
 	require.Equal(t, 3, g.boots)
 	require.Equal(t, "2026-01-01T00:00:03.000Z", report.Kept(keepBoot))
-	require.Contains(t, report.all(), "ImageState SPECIALIZE_RESEAL_TO_OOBE", "the stages say where set-up stands")
+	require.Contains(t, report.All(), "ImageState SPECIALIZE_RESEAL_TO_OOBE", "the stages say where set-up stands")
 }
 
 func TestProgressMovesTheDeadlineAndTheWholeLimitStands(t *testing.T) {
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	request := g.request()
 	request.Limits = limits(time.Hour, time.Minute, 10*time.Minute)
 	request.Began = time.Now().Add(-10 * time.Second)
@@ -99,7 +101,7 @@ func TestProgressMovesTheDeadlineAndTheWholeLimitStands(t *testing.T) {
 func TestALogThatGrowsKeepsTheWaitAlive(t *testing.T) {
 	t.Parallel()
 	const silence = 3 * time.Second
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	began := time.Now()
 	g.setup = func(look int) answer {
 		if time.Since(began) > 2*silence {
@@ -115,7 +117,7 @@ func TestALogThatGrowsKeepsTheWaitAlive(t *testing.T) {
 }
 
 func TestASetUpThatStandsStillIsStuckAndNotReset(t *testing.T) {
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	g.setup = func(int) answer {
 		return answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE", "processes": "windeploy"}
 	}
@@ -124,20 +126,20 @@ func TestASetUpThatStandsStillIsStuckAndNotReset(t *testing.T) {
 	resets := 0
 	request.PowerReset = func(context.Context) error { resets++; return nil }
 	_, err := g.module(t).WaitForResponse(t.Context(), request, report)
-	verdict(t, reservation.VerdictReload, err, "set-up is stuck: nothing has changed for", "(limit 300ms)", "ImageState UNDEPLOYABLE, SystemSetupInProgress 1")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "set-up is stuck: nothing has changed for", "(limit 300ms)", "ImageState UNDEPLOYABLE, SystemSetupInProgress 1")
 	require.Zero(t, resets, "a reset would break a set-up for good")
 }
 
 func TestTheWholeLimitEndsASetUpThatGoesOnForEver(t *testing.T) {
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	g.setup = func(look int) answer { return answer{"oobeInProgress": "1", "logSize": 1000 + look} }
 	request := g.request()
 	request.Limits = limits(300*time.Millisecond, time.Minute, time.Minute)
 	_, err := g.module(t).WaitForResponse(t.Context(), request, report)
-	verdict(t, reservation.VerdictReload, err, "set-up is not over after the whole limit of 300ms", "OOBEInProgress 1")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "set-up is not over after the whole limit of 300ms", "OOBEInProgress 1")
 }
 
-func TestASetUpThatSaysItFailedIsReloadAtOnce(t *testing.T) {
+func TestASetUpThatFailedIsReloadLongBeforeItsLimit(t *testing.T) {
 	for name, c := range map[string]struct {
 		setup answer
 		says  []string
@@ -145,8 +147,11 @@ func TestASetUpThatSaysItFailedIsReloadAtOnce(t *testing.T) {
 		"it gives up": {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE", "processes": "windeploy",
 			"failure": "Windows could not finish configuring the system.", "errors": "[0x060431] ReArm / 0x80070002"},
 			[]string{"could not finish configuring", "setuperr.log: [0x060431] ReArm / 0x80070002"}},
-		"undeployable when it is over":  {answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE", "errors": "Failed to run unattend"}, []string{"UNDEPLOYABLE", "Failed to run unattend"}},
-		"undeployable and nobody works": {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"no set-up process runs"}},
+		"undeployable when it is over": {answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE", "errors": "Failed to run unattend"},
+			[]string{"UNDEPLOYABLE, and says that it is not in progress", "setuperr.log: Failed to run unattend"}},
+		"undeployable, without an error": {answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"UNDEPLOYABLE, and says that it is not in progress"}},
+		"undeployable and nobody works":  {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE"}, []string{"none of its processes runs, and nothing has changed for"}},
+		"no OOBE after specialize":       {answer{"imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"}, []string{"SPECIALIZE_RESEAL_TO_OOBE, none of its processes runs"}},
 		"stuck in specialize with an error": {answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_AUDIT", "processes": "setup", "errors": "pass 4 failed"},
 			[]string{"SPECIALIZE_RESEAL_TO_AUDIT", "nothing has changed for", "pass 4 failed"}},
 	} {
@@ -155,8 +160,59 @@ func TestASetUpThatSaysItFailedIsReloadAtOnce(t *testing.T) {
 			g.setup = func(int) answer { return c.setup }
 			request := g.request()
 			request.Limits = limits(time.Hour, time.Hour, time.Hour)
-			_, err := g.module(t).WaitForResponse(t.Context(), request, newRecorder())
-			verdict(t, reservation.VerdictReload, err, append(c.says, "set-up went wrong")...)
+			_, err := g.module(t).WaitForResponse(t.Context(), request, climbtest.NewRecorder())
+			climbtest.Verdict(t, reservation.VerdictReload, err, append(c.says, "set-up went wrong")...)
+		})
+	}
+}
+
+// What a working set-up looks like for a while, too, is no failure: each of these goes on, and is waited for.
+func TestASetUpThatOnlyLooksFailedIsWaitedFor(t *testing.T) {
+	specialize := answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_UNDEPLOYABLE", "processes": "setup,windeploy"}
+	with := func(base answer, more answer) answer {
+		all := answer{}
+		maps.Copy(all, base)
+		maps.Copy(all, more)
+		return all
+	}
+	for name, c := range map[string]struct {
+		setup answer
+		pace  func(*pace)
+		ends  func(looks int, since time.Duration, g *guest) bool
+	}{
+		"it is about to reboot": {
+			answer{"setupInProgress": "1", "imageState": "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"}, func(p *pace) { p.quiet = time.Minute },
+			func(looks int, _ time.Duration, g *guest) bool {
+				if looks == 5 {
+					g.reboot()
+				}
+				return looks > 5
+			}},
+		"its last process ends before its state is written": {
+			answer{"imageState": "IMAGE_STATE_UNDEPLOYABLE"}, nil, func(looks int, _ time.Duration, _ *guest) bool { return looks > 1 }},
+		"an error in its log, and the log grows": {with(specialize, answer{"errors": "Winre not found"}), nil, nil},
+		"an error in its log, and a command that takes its time": {with(specialize, answer{"errors": "Winre not found", "commands": "cmd.exe"}), nil,
+			func(_ int, since time.Duration, _ *guest) bool { return since > time.Second }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, began := newGuest(), time.Now()
+			g.setup = func(look int) answer {
+				if c.ends == nil && time.Since(began) > time.Second || c.ends != nil && c.ends(look, time.Since(began), g) {
+					return nil
+				}
+				if c.ends == nil {
+					return with(c.setup, answer{"logSize": 1000 + look})
+				}
+				return c.setup
+			}
+			m := g.module(t)
+			if c.pace != nil {
+				c.pace(&m.pace)
+			}
+			request := g.request()
+			request.Limits = limits(time.Minute, time.Minute, 0)
+			_, err := m.WaitForResponse(t.Context(), request, climbtest.NewRecorder())
+			require.NoError(t, err)
 		})
 	}
 }
@@ -170,33 +226,33 @@ func TestXPHasNoImageStateAndTheOthersMustHaveOne(t *testing.T) {
 		}
 		return answer{"imageState": "", "generalization": "", "oobeInProgress": ""}
 	}
-	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), newRecorder())
+	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), climbtest.NewRecorder())
 	require.NoError(t, err)
 
 	g = newGuest()
 	g.setup = func(int) answer { return answer{"imageState": ""} }
 	request := g.request()
 	request.Limits = limits(time.Minute, 200*time.Millisecond, 0)
-	_, err = g.module(t).WaitForResponse(t.Context(), request, newRecorder())
-	verdict(t, reservation.VerdictReload, err, "ImageState unknown")
+	_, err = g.module(t).WaitForResponse(t.Context(), request, climbtest.NewRecorder())
+	climbtest.Verdict(t, reservation.VerdictReload, err, "ImageState unknown")
 }
 
 func TestASilentGuestGetsOnePowerResetAndThenIsReload(t *testing.T) {
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	g.down = true
 	request := g.request()
 	request.Limits = limits(time.Minute, 200*time.Millisecond, 300*time.Millisecond)
 	resets := 0
 	request.PowerReset = func(context.Context) error { resets++; return nil }
 	_, err := g.module(t).WaitForResponse(t.Context(), request, report)
-	verdict(t, reservation.VerdictReload, err, "it hung at tcp for", "after a power reset and 300ms more", "connection refused")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "it hung at tcp for", "after a power reset and 300ms more", "connection refused")
 	require.Equal(t, 1, resets)
-	require.Equal(t, 1, report.confirms, "confirmed before the reset")
-	require.Equal(t, []string{"tcp", "power reset", "tcp"}, report.names())
+	require.Equal(t, 1, report.Confirms(), "confirmed before the reset")
+	require.Equal(t, []string{"tcp", "power reset", "tcp"}, report.Stages())
 
 	// A successor gives no second one.
 	_, err = g.module(t).WaitForResponse(t.Context(), request, report)
-	verdict(t, reservation.VerdictReload, err)
+	climbtest.Verdict(t, reservation.VerdictReload, err)
 	require.Equal(t, 1, resets)
 }
 
@@ -209,7 +265,7 @@ func TestAPowerResetBringsAGuestUp(t *testing.T) {
 		g.change(func() { g.down = false })
 		return errors.New("the task timed out")
 	}
-	_, err := g.module(t).WaitForResponse(t.Context(), request, newRecorder())
+	_, err := g.module(t).WaitForResponse(t.Context(), request, climbtest.NewRecorder())
 	require.NoError(t, err, "whether the reset was given is not known, so the guest is waited for")
 }
 
@@ -223,19 +279,19 @@ func TestACertificateMayChangeOnceWithSysprep(t *testing.T) {
 		"for the 2nd time": {true, "2026-01-01T00:00:00Z", "for the second time"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g, report := newGuest(), newRecorder()
+			g, report := newGuest(), climbtest.NewRecorder()
 			report.Keep(keepPin, "SHA256:other")
 			report.Keep(keepRepinned, c.repinned)
 			request := g.request()
 			request.Reservation.Image.Sysprep = c.sysprep
 			_, err := g.module(t).WaitForResponse(t.Context(), request, report)
-			verdict(t, reservation.VerdictFail, err, c.says, "SHA256:one")
+			climbtest.Verdict(t, reservation.VerdictFail, err, c.says, "SHA256:one")
 		})
 	}
 }
 
 func TestACertificateIsPinnedBeforeTheGuestLetsUsIn(t *testing.T) {
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	g.refused = true
 	ended := make(chan error, 1)
 	go func() {
@@ -244,11 +300,11 @@ func TestACertificateIsPinnedBeforeTheGuestLetsUsIn(t *testing.T) {
 	}()
 	require.Eventually(t, func() bool { return report.Kept(keepPin) != "" }, time.Minute, time.Millisecond)
 	g.change(func() { g.pin, g.refused = "SHA256:two", false })
-	verdict(t, reservation.VerdictFail, <-ended, "changed inside the attempt")
+	climbtest.Verdict(t, reservation.VerdictFail, <-ended, "changed inside the attempt")
 }
 
 func TestCredentialsThatAreValidLaterAreTriedAgain(t *testing.T) {
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	g.refused = true
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -262,7 +318,7 @@ func TestCredentialsThatAreValidLaterAreTriedAgain(t *testing.T) {
 		defer g.mu.Unlock()
 		return g.dials > 3
 	}, time.Minute, time.Millisecond)
-	require.Equal(t, []string{"tcp", "handshake", "authentication"}, report.names()[:3])
+	require.Equal(t, []string{"tcp", "handshake", "authentication"}, report.Stages()[:3])
 	g.change(func() { g.refused = false })
 	require.NoError(t, <-ended)
 }
@@ -275,7 +331,7 @@ func TestAGuestThatRebootsWhileItSettlesIsNotUp(t *testing.T) {
 		}
 		return nil
 	}
-	answer, err := g.module(t).WaitForResponse(t.Context(), g.request(), newRecorder())
+	answer, err := g.module(t).WaitForResponse(t.Context(), g.request(), climbtest.NewRecorder())
 	require.NoError(t, err)
 	require.Equal(t, 2, g.dials)
 	require.NoError(t, answer.Channel.Close())
@@ -289,27 +345,32 @@ func TestAGuestThatGoesAwayInTheMiddleIsWaitedFor(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), newRecorder())
+	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), climbtest.NewRecorder())
 	require.NoError(t, err)
 }
 
 func TestWhatNoFurtherTryMendsEndsTheWait(t *testing.T) {
 	g := newGuest()
 	g.admin = false
-	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), newRecorder())
-	verdict(t, reservation.VerdictFail, err, "image.control.user", "berth")
+	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), climbtest.NewRecorder())
+	climbtest.Verdict(t, reservation.VerdictFail, err, "image.control.user", "berth")
+
+	g = newGuest()
+	g.hidden = true
+	_, err = g.module(t).WaitForResponse(t.Context(), g.request(), climbtest.NewRecorder())
+	climbtest.Verdict(t, reservation.VerdictFail, err, "image.control.channel", "32-bit")
 
 	g = newGuest()
 	g.missing = true
-	_, err = g.module(t).WaitForResponse(t.Context(), g.request(), newRecorder())
+	_, err = g.module(t).WaitForResponse(t.Context(), g.request(), climbtest.NewRecorder())
 	var credential *remote.CredentialError
 	require.ErrorAs(t, err, &credential)
 	require.Empty(t, reservation.VerdictOf(err), "a fault of ours")
 
 	request := newGuest().request()
 	request.Reservation.Image.Control.Channel = "telnet"
-	_, err = newGuest().module(t).WaitForResponse(t.Context(), request, newRecorder())
-	verdict(t, reservation.VerdictFail, err, "image.control.channel")
+	_, err = newGuest().module(t).WaitForResponse(t.Context(), request, climbtest.NewRecorder())
+	climbtest.Verdict(t, reservation.VerdictFail, err, "image.control.channel")
 }
 
 func TestANonceThatDoesNotComeBackIsNoAnswer(t *testing.T) {
@@ -322,13 +383,13 @@ func TestANonceThatDoesNotComeBackIsNoAnswer(t *testing.T) {
 		}
 		return nil, nil
 	}
-	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), newRecorder())
+	_, err := g.module(t).WaitForResponse(t.Context(), g.request(), climbtest.NewRecorder())
 	require.NoError(t, err)
 	require.Equal(t, 3, g.dials)
 }
 
 func TestASuccessorComesBackToAGuestThatWasUp(t *testing.T) {
-	g, report := newGuest(), newRecorder()
+	g, report := newGuest(), climbtest.NewRecorder()
 	m := g.module(t)
 	_, err := m.WaitForResponse(t.Context(), g.request(), report)
 	require.NoError(t, err)
@@ -342,5 +403,5 @@ func TestASuccessorComesBackToAGuestThatWasUp(t *testing.T) {
 	request.Limits = limits(200*time.Millisecond, 200*time.Millisecond, time.Minute)
 	request.PowerReset = func(context.Context) error { t.Error("a guest that was up is not reset"); return nil }
 	_, err = m.WaitForResponse(t.Context(), request, report)
-	verdict(t, reservation.VerdictReload, err, "had answered at")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "had answered at")
 }

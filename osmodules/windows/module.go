@@ -1,14 +1,9 @@
 package windows
 
 import (
-	"bytes"
 	"context"
 	"embed"
 	"errors"
-	"fmt"
-	"net"
-	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 
@@ -76,7 +71,7 @@ type pace struct {
 	setup       climb.Span      // between two looks at the set-up; the second is reached by and by
 	refused     []time.Duration // after a refused authentication; the last repeats
 	look        time.Duration   // the least that a wait gets, however late its limit is
-	quiet       time.Duration   // set-up with an error and without any change counts as stuck after this
+	quiet       time.Duration   // set-up with an error, or without a process, and without any change has failed after this
 	reconnect   time.Duration   // for coming back to a guest that had answered
 	reboot      time.Duration   // for a reboot that we asked for
 	probe       time.Duration   // limit of the ladder's scripts
@@ -122,6 +117,7 @@ const (
 	keepReboots  = "windows.reboots"  // how often we rebooted it
 	keepBefore   = "windows.before."  // and the reboot's name: the boot that it is to end
 	keepDue      = "windows.due"      // why the next reboot is due
+	keepJoin     = "windows.join"     // the boot in which it was told to join its domain
 	keepStep     = "windows.step."    // and the step's name: how it went
 )
 
@@ -135,46 +131,13 @@ func (m *Module) dialer(request osmodules.Request) (Dialer, error) {
 		Remedy: "Windows images are controlled by ssh or winrm"})
 }
 
-// address returns the control address with its port: the computer's own, else the image's, else the channel's.
-func address(request osmodules.Request, usual int) string {
-	given := request.Reservation.Computer.Address
-	if _, err := netip.ParseAddr(given); err != nil {
-		if _, _, err := net.SplitHostPort(given); err == nil {
-			return given
-		}
-	}
-	port := request.Reservation.Image.Control.Port
-	if port == 0 {
-		port = usual
-	}
-	return net.JoinHostPort(given, strconv.Itoa(port))
-}
-
-func (m *Module) logger(request osmodules.Request) zerolog.Logger {
-	return m.options.Logger.With().
-		Str("reservation", request.Reservation.Name).
-		Str("computer", request.Reservation.Computer.Name).
-		Str("image", request.Reservation.Image.String()).
-		Int("attempt", request.Attempt.Number).
-		Str("phase", string(reservation.PhasePostLoad)).
-		Logger()
-}
-
 // execute runs a script of ours over a channel. Its values go through standard input, never into a command line.
 func execute(ctx context.Context, channel remote.Channel, name string, values map[string]string, data []byte, limit time.Duration) (powershell.Answer, error) {
 	script, err := scripts.ReadFile("scripts/" + name + ".ps1")
 	if err != nil {
 		return powershell.Answer{}, err
 	}
-	input, err := powershell.Input(string(script), values, data)
-	if err != nil {
-		return powershell.Answer{}, fmt.Errorf("%s: %w", name, err)
-	}
-	result, err := channel.Run(ctx, remote.Command{Line: powershell.Line(), Stdin: bytes.NewReader(input), Limit: limit})
-	if err != nil {
-		return powershell.Answer{}, err
-	}
-	answer, err := powershell.ParseAnswer(result)
+	answer, err := powershell.Run(ctx, channel, string(script), values, data, limit)
 	answer.Detail, answer.Output = hide(answer.Detail, values), hide(answer.Output, values)
 	var none *powershell.NoAnswerError
 	if errors.As(err, &none) {

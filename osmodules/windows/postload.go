@@ -2,7 +2,6 @@ package windows
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -19,6 +18,7 @@ import (
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/powershell"
 	"berth/osmodules/sitescripts"
+	"berth/osmodules/steps"
 	"berth/reservation"
 )
 
@@ -29,18 +29,12 @@ type step struct {
 	limit     time.Duration
 	onFailure string // sitescripts.Warn, Reload or Fail: what a limit that passed or a script that broke means
 	// prepare returns the script's values and its data, or why it is not to run. It is called anew for each try.
-	prepare func() (map[string]string, []byte, *skip, error)
+	prepare func() (map[string]string, []byte, *steps.Result, error)
 	// do, if not nil, is what the step does instead of running its script once.
-	do func(ctx context.Context, s step) (powershell.Answer, *skip, error)
+	do func(ctx context.Context, s step) (powershell.Answer, *steps.Result, error)
 	// after, if not nil, is told the answer of a step that went well.
 	after func(powershell.Answer)
 	own   bool // the script is the site's, judged by its exit code
-}
-
-// skip says why a step does not run.
-type skip struct {
-	result reservation.StepResult // skipped or warned
-	why    string
 }
 
 const (
@@ -68,23 +62,20 @@ func (m *Module) PostLoad(ctx context.Context, request osmodules.Request, answer
 	if err := report.Confirm(ctx); err != nil {
 		return osmodules.Report{}, err
 	}
-	c := &configuration{module: m, request: request, report: report, log: m.logger(request), dialer: dialer, session: session, boot: report.Kept(keepBoot)}
-	c.done.PublicAddress = report.Kept(keepAddress)
+	c := &configuration{module: m, request: request, report: report, log: climb.Logger(m.options.Logger, request), dialer: dialer,
+		session: session, boot: report.Kept(keepBoot),
+		reconnects: climb.Reconnects{Most: m.pace.reconnects, Within: m.pace.reconnect}}
+	c.runner = steps.Runner{Report: report, Log: c.log, Key: keepStep, Done: osmodules.Report{PublicAddress: report.Kept(keepAddress)}}
 	defer func() {
 		if c.session != session {
 			c.session.Close()
 		}
 	}()
-	steps, err := c.steps()
-	if err != nil {
-		return c.done, err
+	all, err := c.steps()
+	if err == nil {
+		err = c.runner.Run(ctx, all)
 	}
-	for _, s := range steps {
-		if err := c.step(ctx, s); err != nil {
-			return c.done, err
-		}
-	}
-	return c.done, nil
+	return c.runner.Done, err
 }
 
 // configuration is one run of PostLoad.
@@ -97,19 +88,19 @@ type configuration struct {
 	boot    string
 
 	session    Session
-	reconnects int
-	done       osmodules.Report
+	reconnects climb.Reconnects
+	runner     steps.Runner
 }
 
-func (c *configuration) steps() ([]step, error) {
+func (c *configuration) steps() ([]steps.Step, error) {
 	const warn, reload = sitescripts.Warn, sitescripts.Reload
 	options := c.request.Reservation.Image.PostLoad
-	nothing := func() (map[string]string, []byte, *skip, error) { return nil, nil, nil, nil }
+	nothing := func() (map[string]string, []byte, *steps.Result, error) { return nil, nil, nil, nil }
 	minute := time.Minute
-	steps := []step{
+	all := []step{
 		{name: "control service", script: "service", limit: minute, onFailure: reload, prepare: c.service},
 		{name: "control firewall", script: "firewall", limit: minute, onFailure: reload, prepare: c.firewall},
-		{name: "remote desktop", script: "rdp", limit: 2 * minute, onFailure: reload, prepare: c.rdp},
+		{name: "remote desktop", script: "rdp", limit: 2 * minute, onFailure: reload, prepare: c.rdp, after: c.due("remote desktop", "reboot")},
 		{name: "fixed address", script: "static", limit: 2 * minute, onFailure: reload, prepare: c.static, after: c.address},
 		{name: "public address", script: "address", limit: time.Duration(2*c.module.pace.addressWait)*time.Second + 2*minute, onFailure: reload, prepare: c.dynamic, after: c.address},
 		{name: "time", script: "time", limit: minute, onFailure: warn, prepare: c.time},
@@ -127,112 +118,75 @@ func (c *configuration) steps() ([]step, error) {
 		{name: "reboot after domain", limit: c.module.pace.reboot, onFailure: reload, do: c.reboot},
 		{name: "activation", script: "activate", limit: activationLimit, onFailure: warn, do: c.activate},
 	}
-	if c.module.options.ScriptsDir != "" {
-		found, err := sitescripts.Read(c.module.options.ScriptsDir, options.Scripts, sitescripts.PowerShell)
-		if err != nil {
-			return nil, err // the site's folder is ours to mend, not the image's
-		}
-		for _, script := range found {
-			steps = append(steps, step{name: "script " + script.Name, script: "site", limit: script.Limit, onFailure: script.OnFailure, own: true,
-				prepare: func() (map[string]string, []byte, *skip, error) { return c.site(script), []byte(script.Text), nil, nil }})
-		}
-	} else if len(options.Scripts) > 0 {
-		return nil, reservation.Fail("", &reservation.FieldError{Field: "image.post_load.scripts", Value: strings.Join(options.Scripts, ", "),
-			Remedy: "this worker has no folder of site scripts: give it one, or leave the sets out"})
+	found, err := sitescripts.Of(c.module.options.ScriptsDir, options.Scripts, sitescripts.PowerShell)
+	if err != nil {
+		return nil, err
 	}
-	return append(steps, step{name: "tag", script: "tag", limit: minute, onFailure: reload, prepare: c.tag}), nil
+	for _, script := range found {
+		all = append(all, step{name: "script " + script.Name, script: "site", limit: script.Limit, onFailure: script.OnFailure, own: true,
+			prepare: func() (map[string]string, []byte, *steps.Result, error) {
+				return c.site(script), []byte(script.Text), nil, nil
+			}})
+	}
+	all = append(all, step{name: "tag", script: "tag", limit: minute, onFailure: reload, prepare: c.tag})
+	var runnable []steps.Step
+	for _, s := range all {
+		runnable = append(runnable, steps.Step{Name: s.name, Limit: s.limit, OnFailure: s.onFailure,
+			Do: func(ctx context.Context) (steps.Result, error) { return c.step(ctx, s) }})
+	}
+	return runnable, nil
 }
 
-// step runs one step, unless a lost worker did, and judges it.
-func (c *configuration) step(ctx context.Context, s step) error {
-	if kept, ok := c.kept(s.name); ok {
-		c.done.Steps = append(c.done.Steps, kept)
-		return nil
-	}
-	c.report.Stage("configure", s.name) // one stage for all: the steps have a list of their own
-	began := time.Now()
+// step does one step and judges its answer.
+func (c *configuration) step(ctx context.Context, s step) (steps.Result, error) {
 	do := s.do
 	if do == nil {
 		do = c.run
 	}
-	result := reservation.Step{Name: s.name}
-	var verdict error
 	answer, skipped, err := do(ctx, s)
-	var limit *remote.LimitError
 	var none *powershell.NoAnswerError
 	switch {
 	case skipped != nil:
-		result.Result, result.Detail = skipped.result, skipped.why
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.As(err, &limit):
-		result, verdict = s.broken(fmt.Sprintf("did not end within its limit of %s", s.limit))
+		return *skipped, nil
 	case errors.As(err, &none):
-		result, verdict = s.broken(none.Error())
+		return steps.Failed(none.Error()), nil
 	case err != nil:
-		c.done.Steps = append(c.done.Steps, reservation.Step{Name: s.name, Result: reservation.StepFailed, Detail: err.Error(),
-			Took: reservation.Duration(time.Since(began).Round(time.Millisecond))})
-		return err
-	default:
-		result, verdict = s.judge(answer)
+		return steps.Result{}, err
 	}
-	if verdict == nil && err == nil && skipped == nil && s.after != nil {
+	result := s.judge(answer)
+	if s.after != nil && result.Result != reservation.StepFailed {
 		s.after(answer)
 	}
-	result.Took = reservation.Duration(time.Since(began).Round(time.Millisecond))
-	c.done.Steps = append(c.done.Steps, result)
-	event := c.log.Info()
-	if result.Result == reservation.StepWarned || verdict != nil {
-		event = c.log.Warn()
-	}
-	event.Str("step", s.name).Str("result", string(result.Result)).Str("detail", result.Detail).Dur("took", result.Took.Std()).Msg("configured")
-	if verdict != nil {
-		return verdict
-	}
-	c.keep(result)
-	return nil
+	return result, nil
 }
 
-// judge turns a script's answer into the step's result, and into a verdict where it decides one.
-func (s step) judge(a powershell.Answer) (reservation.Step, error) {
+// judge turns a script's answer into the step's result.
+func (s step) judge(a powershell.Answer) steps.Result {
 	if s.own {
 		if a.Values["exit"] == "0" {
-			return reservation.Step{Name: s.name, Result: reservation.StepDone, Detail: a.Values["output"]}, nil
+			return steps.Result{Result: reservation.StepDone, Detail: a.Values["output"]}
 		}
-		return s.broken(strings.TrimSuffix("exit code "+a.Values["exit"]+": "+a.Values["output"], ": "))
+		return steps.Failed(strings.TrimSuffix("exit code "+a.Values["exit"]+": "+a.Values["output"], ": "))
 	}
+	if result, ok := steps.ResultOf(a.Result); ok {
+		return steps.Result{Result: result, Detail: a.Detail}
+	}
+	failed := steps.Failed(a.Detail)
 	switch a.Result {
-	case powershell.ResultDone, powershell.ResultSkipped, powershell.ResultWarned:
-		return reservation.Step{Name: s.name, Result: reservation.StepResult(a.Result), Detail: a.Detail}, nil
 	case powershell.ResultReload:
-		if s.onFailure == sitescripts.Warn {
-			return s.broken(a.Detail)
+		if s.onFailure != sitescripts.Warn {
+			failed.OnFailure = sitescripts.Reload
 		}
-		s.onFailure = sitescripts.Reload
 	case powershell.ResultFail:
-		s.onFailure = sitescripts.Fail
+		failed.OnFailure = sitescripts.Fail
 	default:
-		return s.broken(fmt.Sprintf("its script answered %q, which is no result", a.Result))
+		failed.Detail = fmt.Sprintf("its script answered %q, which is no result", a.Result)
 	}
-	return s.broken(a.Detail)
-}
-
-// broken is a step that went wrong.
-func (s step) broken(detail string) (reservation.Step, error) {
-	result := reservation.Step{Name: s.name, Result: reservation.StepFailed, Detail: detail}
-	switch s.onFailure {
-	case sitescripts.Fail:
-		return result, reservation.Fail(s.name+": "+detail, nil)
-	case sitescripts.Reload:
-		return result, reservation.Reload(s.name+": "+detail, nil)
-	default:
-		result.Result = reservation.StepWarned
-		return result, nil
-	}
+	return failed
 }
 
 // run runs a step's script once, over a new connection when the one that stood was lost.
-func (c *configuration) run(ctx context.Context, s step) (powershell.Answer, *skip, error) {
+func (c *configuration) run(ctx context.Context, s step) (powershell.Answer, *steps.Result, error) {
 	for {
 		values, data, skipped, err := s.prepare()
 		if skipped != nil || err != nil {
@@ -252,39 +206,18 @@ func (c *configuration) run(ctx context.Context, s step) (powershell.Answer, *sk
 
 // reconnect comes back to the same boot of the same guest.
 func (c *configuration) reconnect(ctx context.Context, name string, lost error) error {
-	pace := c.module.pace
-	if c.reconnects++; c.reconnects > pace.reconnects {
-		return reservation.Reload(fmt.Sprintf("%s: the connection was lost for the %dth time", name, c.reconnects), lost)
-	}
 	l, err := c.module.newLadder(c.request, c.report)
 	if err != nil {
 		return err
 	}
-	within, cancel := context.WithTimeout(ctx, pace.reconnect)
-	defer cancel()
-	for {
-		began := time.Now()
-		session, boot, err := c.comeBack(within, l)
-		switch {
-		case err == nil && c.boot != "" && boot != c.boot:
-			session.Close()
-			return reservation.Reload(name+": the guest rebooted while it was configured", &errReboot{from: c.boot, to: boot})
-		case err == nil:
-			c.session.Close()
-			c.session = session
-			return nil
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case final(err):
-			return err
-		case within.Err() != nil:
-			return reservation.Reload(fmt.Sprintf("%s: the guest died: it has not answered for %s", name, pace.reconnect), errors.Join(lost, l.last))
-		}
-		l.last = err
-		if climb.Sleep(within, l.pause(err, began), nil) != nil && ctx.Err() != nil {
-			return ctx.Err()
-		}
+	back := func(ctx context.Context) (Session, string, error) { return c.comeBack(ctx, l) }
+	session, err := climb.Reconnect(ctx, &c.reconnects, name, c.boot, lost, back, l.pause)
+	if err != nil {
+		return err
 	}
+	c.session.Close()
+	c.session = session
+	return nil
 }
 
 func (c *configuration) comeBack(ctx context.Context, l *ladder) (Session, string, error) {
@@ -315,10 +248,10 @@ func (c *configuration) due(what, field string) func(powershell.Answer) {
 
 // reboot reboots the guest if a step before it has made that due, and waits until it is up in another boot. A successor
 // of a lost worker that finds another boot than the one to be ended does not reboot it again.
-func (c *configuration) reboot(ctx context.Context, s step) (powershell.Answer, *skip, error) {
+func (c *configuration) reboot(ctx context.Context, s step) (powershell.Answer, *steps.Result, error) {
 	why := c.report.Kept(keepDue)
 	if why == "" {
-		return powershell.Answer{}, &skip{reservation.StepSkipped, "no reboot is due"}, nil
+		return powershell.Answer{}, steps.Skip("no reboot is due"), nil
 	}
 	pace := c.module.pace
 	before := c.report.Kept(keepBefore + s.name)
@@ -341,13 +274,13 @@ func (c *configuration) reboot(ctx context.Context, s step) (powershell.Answer, 
 		switch {
 		case ctx.Err() != nil:
 			return powershell.Answer{}, nil, ctx.Err()
-		case errors.As(err, &lost): // it began before its answer was out, or the connection broke: the boot will tell
+		case errors.As(err, &lost): // it began before its answer was out, or the request was lost: the boot will tell
 		case err != nil:
 			return powershell.Answer{}, nil, err
 		case answer.Result != powershell.ResultDone:
 			return powershell.Answer{}, nil, reservation.Reload(s.name+": "+answer.Detail, nil)
 		}
-		if err := c.comeUp(ctx, s.name); err != nil {
+		if err := c.comeUp(ctx, s.name, lost != nil); err != nil {
 			return powershell.Answer{}, nil, err
 		}
 	}
@@ -355,14 +288,14 @@ func (c *configuration) reboot(ctx context.Context, s step) (powershell.Answer, 
 	return powershell.Answer{Result: powershell.ResultDone, Detail: "for " + why}, nil, nil
 }
 
-// comeUp waits for the boot after this one.
-func (c *configuration) comeUp(ctx context.Context, name string) error {
+// comeUp waits for the boot after this one. unsure: whether the guest knows of its reboot is not known.
+func (c *configuration) comeUp(ctx context.Context, name string, unsure bool) error {
 	c.session.Close()
 	l, err := c.module.newLadder(c.request, c.report)
 	if err != nil {
 		return err
 	}
-	l.rebooting = name
+	l.rebooting, l.unsure = name, unsure
 	now := time.Now()
 	l.changed, l.overall, l.silence = now, now.Add(c.module.pace.reboot), now.Add(c.module.pace.reboot)
 	session, err := l.wait(ctx)
@@ -373,31 +306,12 @@ func (c *configuration) comeUp(ctx context.Context, name string) error {
 	return nil
 }
 
-// keep stores a step's result for a worker that takes over. It holds across our own reboots; a reboot of the guest's
-// own ends the attempt.
-func (c *configuration) keep(s reservation.Step) {
-	const longest = 160
-	c.report.Keep(keepStep+s.Name, strings.Join([]string{string(s.Result), s.Took.String(), climb.Cut(s.Detail, longest)}, "|"))
-}
-
-func (c *configuration) kept(name string) (reservation.Step, bool) {
-	parts := strings.SplitN(c.report.Kept(keepStep+name), "|", 3)
-	if len(parts) != 3 {
-		return reservation.Step{}, false
-	}
-	took, err := time.ParseDuration(parts[1])
-	if err != nil {
-		return reservation.Step{}, false
-	}
-	return reservation.Step{Name: name, Result: reservation.StepResult(parts[0]), Detail: parts[2], Took: reservation.Duration(took)}, true
-}
-
-func (c *configuration) service() (map[string]string, []byte, *skip, error) {
+func (c *configuration) service() (map[string]string, []byte, *steps.Result, error) {
 	return map[string]string{"Names": strings.Join(c.dialer.Services(), ",")}, nil, nil, nil
 }
 
 // firewall lets the image's management sources in, and always our own address, so that it cannot cut us off.
-func (c *configuration) firewall() (map[string]string, []byte, *skip, error) {
+func (c *configuration) firewall() (map[string]string, []byte, *steps.Result, error) {
 	sources := slices.Clone(c.request.Reservation.Image.PostLoad.ManagementSources)
 	if own, err := netip.ParseAddr(c.session.LocalAddress()); err == nil {
 		sources = append(sources, own.Unmap().String())
@@ -412,16 +326,16 @@ func (c *configuration) firewall() (map[string]string, []byte, *skip, error) {
 	}
 	ports := []string{strconv.Itoa(port)}
 	// The computer's own port may be a way to the image's, or what the guest listens on.
-	if _, own, err := net.SplitHostPort(address(c.request, port)); err == nil && own != ports[0] {
+	if _, own, err := net.SplitHostPort(climb.Address(c.request, port)); err == nil && own != ports[0] {
 		ports = append(ports, own)
 	}
 	return map[string]string{"Ports": strings.Join(ports, ","), "Sources": strings.Join(sources, ",")}, nil, nil, nil
 }
 
-func (c *configuration) rdp() (map[string]string, []byte, *skip, error) {
+func (c *configuration) rdp() (map[string]string, []byte, *steps.Result, error) {
 	options := c.request.Reservation.Image.PostLoad
 	if len(options.RDPSources) == 0 {
-		return nil, nil, &skip{reservation.StepSkipped, "left as the image has it (image.post_load.rdp_sources)"}, nil
+		return nil, nil, steps.Skip("left as the image has it (image.post_load.rdp_sources)"), nil
 	}
 	port := options.RDPPort
 	if port == 0 {
@@ -430,10 +344,10 @@ func (c *configuration) rdp() (map[string]string, []byte, *skip, error) {
 	return map[string]string{"Port": strconv.Itoa(port), "Sources": strings.Join(options.RDPSources, ",")}, nil, nil, nil
 }
 
-func (c *configuration) static() (map[string]string, []byte, *skip, error) {
+func (c *configuration) static() (map[string]string, []byte, *steps.Result, error) {
 	public := c.request.Reservation.Computer.Public
 	if public == nil {
-		return nil, nil, &skip{reservation.StepSkipped, "the computer has none (computer.public)"}, nil
+		return nil, nil, steps.Skip("the computer has none (computer.public)"), nil
 	}
 	prefix, err := netip.ParsePrefix(public.Address)
 	if err != nil {
@@ -445,33 +359,33 @@ func (c *configuration) static() (map[string]string, []byte, *skip, error) {
 	}
 	if end, ok := c.session.(interface{ RemoteAddress() string }); ok {
 		values["Control"] = end.RemoteAddress()
-	} else if host, _, err := net.SplitHostPort(address(c.request, c.dialer.DefaultPort())); err == nil {
+	} else if host, _, err := net.SplitHostPort(climb.Address(c.request, c.dialer.DefaultPort())); err == nil {
 		values["Control"] = host
 	}
 	return values, nil, nil, nil
 }
 
-func (c *configuration) dynamic() (map[string]string, []byte, *skip, error) {
+func (c *configuration) dynamic() (map[string]string, []byte, *steps.Result, error) {
 	if c.request.Reservation.Computer.Public != nil {
-		return nil, nil, &skip{reservation.StepSkipped, "it is fixed"}, nil
+		return nil, nil, steps.Skip("it is fixed"), nil
 	}
 	return map[string]string{"Interface": c.request.Reservation.Image.PostLoad.PublicInterface, "Wait": strconv.Itoa(c.module.pace.addressWait)}, nil, nil, nil
 }
 
 func (c *configuration) address(answer powershell.Answer) {
 	if ip, err := netip.ParseAddr(answer.Values["publicAddress"]); err == nil {
-		c.done.PublicAddress = ip.String()
+		c.runner.Done.PublicAddress = ip.String()
 		c.report.Keep(keepAddress, ip.String())
 	}
 }
 
-func (c *configuration) time() (map[string]string, []byte, *skip, error) {
+func (c *configuration) time() (map[string]string, []byte, *steps.Result, error) {
 	return map[string]string{"Now": strconv.FormatInt(time.Now().Unix(), 10), "Tolerance": strconv.Itoa(clockTolerance)}, nil, nil, nil
 }
 
 // password sets a random password that nobody keeps.
-func (c *configuration) password(account string) func() (map[string]string, []byte, *skip, error) {
-	return func() (map[string]string, []byte, *skip, error) {
+func (c *configuration) password(account string) func() (map[string]string, []byte, *steps.Result, error) {
+	return func() (map[string]string, []byte, *steps.Result, error) {
 		keep := ""
 		if c.session.Password() {
 			keep = c.request.Reservation.Image.Control.User
@@ -484,17 +398,17 @@ func (c *configuration) password(account string) func() (map[string]string, []by
 	}
 }
 
-func (c *configuration) updates() (map[string]string, []byte, *skip, error) {
+func (c *configuration) updates() (map[string]string, []byte, *steps.Result, error) {
 	folder := c.request.Reservation.Image.PostLoad.Updates
 	if folder == "" {
-		return nil, nil, &skip{reservation.StepSkipped, "the image names no folder (image.post_load.updates)"}, nil
+		return nil, nil, steps.Skip("the image names no folder (image.post_load.updates)"), nil
 	}
 	return map[string]string{"Folder": folder}, nil, nil, nil
 }
 
-func (c *configuration) hostname() (map[string]string, []byte, *skip, error) {
+func (c *configuration) hostname() (map[string]string, []byte, *steps.Result, error) {
 	if !c.request.Reservation.Image.PostLoad.Hostname {
-		return nil, nil, &skip{reservation.StepSkipped, "the image does not wish it (image.post_load.hostname)"}, nil
+		return nil, nil, steps.Skip("the image does not wish it (image.post_load.hostname)"), nil
 	}
 	name := c.request.Reservation.Computer.Name
 	if err := reservation.CheckName("computer.name", name); err != nil || len(name) > nameLength || strings.Contains(name, ".") {
@@ -504,10 +418,10 @@ func (c *configuration) hostname() (map[string]string, []byte, *skip, error) {
 	return map[string]string{"Name": name}, nil, nil, nil
 }
 
-func (c *configuration) join() (map[string]string, []byte, *skip, error) {
+func (c *configuration) join() (map[string]string, []byte, *steps.Result, error) {
 	domain := c.request.Reservation.Image.PostLoad.Domain
 	if domain == nil {
-		return nil, nil, &skip{reservation.StepSkipped, "the image names none (image.post_load.domain)"}, nil
+		return nil, nil, steps.Skip("the image names none (image.post_load.domain)"), nil
 	}
 	password, err := c.module.options.Secret(domain.Credential)
 	if err != nil {
@@ -517,10 +431,24 @@ func (c *configuration) join() (map[string]string, []byte, *skip, error) {
 }
 
 // joinWithPatience tries again while the fault is the domain's and may pass: its controllers are not found yet.
-func (c *configuration) joinWithPatience(ctx context.Context, s step) (powershell.Answer, *skip, error) {
+func (c *configuration) joinWithPatience(ctx context.Context, s step) (powershell.Answer, *steps.Result, error) {
 	pace := c.module.pace
+	if c.request.Reservation.Image.PostLoad.Domain == nil {
+		return c.run(ctx, s)
+	}
+	// A guest that was told to join in this boot, by a try whose answer was lost, says that it is a member already, and is
+	// none before its next boot.
+	told := c.report.Kept(keepJoin) == c.boot
+	c.report.Keep(keepJoin, c.boot)
+	if err := c.report.Confirm(ctx); err != nil {
+		return powershell.Answer{}, nil, err
+	}
+	reconnects := c.reconnects.Times
 	for n := 1; ; n++ {
 		answer, skipped, err := c.run(ctx, s)
+		if answer.Result == powershell.ResultSkipped && (told || c.reconnects.Times > reconnects || n > 1) {
+			answer.Values["reboot"] = "true"
+		}
 		if skipped != nil || err != nil || answer.Values["retry"] != "true" || answer.Result != powershell.ResultReload {
 			return answer, skipped, err
 		}
@@ -538,10 +466,10 @@ func (c *configuration) joinWithPatience(ctx context.Context, s step) (powershel
 
 // activate tries the KMS servers in order, then the key. What goes wrong is a warning: a Windows that is not activated
 // works.
-func (c *configuration) activate(ctx context.Context, s step) (powershell.Answer, *skip, error) {
+func (c *configuration) activate(ctx context.Context, s step) (powershell.Answer, *steps.Result, error) {
 	wish := c.request.Reservation.Image.PostLoad.Activation
 	if wish == nil {
-		return powershell.Answer{}, &skip{reservation.StepSkipped, "the image does not wish it (image.post_load.activation)"}, nil
+		return powershell.Answer{}, steps.Skip("the image does not wish it (image.post_load.activation)"), nil
 	}
 	type way struct {
 		name   string
@@ -565,7 +493,7 @@ func (c *configuration) activate(ctx context.Context, s step) (powershell.Answer
 	}
 	var wrong []string
 	for _, w := range ways {
-		s.prepare = func() (map[string]string, []byte, *skip, error) {
+		s.prepare = func() (map[string]string, []byte, *steps.Result, error) {
 			values, err := w.values()
 			return values, nil, nil, err
 		}
@@ -592,27 +520,12 @@ func (c *configuration) site(script sitescripts.Script) map[string]string {
 	return map[string]string{
 		"Name": script.Name, "Reservation": r.Name, "User": r.User, "Computer": r.Computer.Name, "Image": r.Image.Name,
 		"Revision": strconv.Itoa(r.Image.Revision), "Attempt": strconv.Itoa(c.request.Attempt.Number),
-		"Address": r.Computer.Address, "PublicAddress": c.done.PublicAddress,
+		"Address": r.Computer.Address, "PublicAddress": c.runner.Done.PublicAddress,
 	}
 }
 
 // tag is what stands in %ALLUSERSPROFILE%\Berth\load.json on a configured guest.
-type tag struct {
-	Image       string    `json:"image"`
-	Revision    int       `json:"revision"`
-	Computer    string    `json:"computer"`
-	Reservation string    `json:"reservation"`
-	Run         string    `json:"run"`
-	Attempt     int       `json:"attempt"`
-	PostLoad    string    `json:"post_load"` // "done"
-	At          time.Time `json:"at"`
-}
-
-func (c *configuration) tag() (map[string]string, []byte, *skip, error) {
-	r := c.request.Reservation
-	text, err := json.MarshalIndent(tag{
-		Image: r.Image.Name, Revision: r.Image.Revision, Computer: r.Computer.Name, Reservation: r.Name, Run: c.request.Mark.Run,
-		Attempt: c.request.Attempt.Number, PostLoad: string(reservation.VerdictDone), At: time.Now().UTC().Truncate(time.Second),
-	}, "", "  ")
-	return nil, append(text, '\n'), nil, err
+func (c *configuration) tag() (map[string]string, []byte, *steps.Result, error) {
+	text, err := steps.TagOf(c.request)
+	return nil, text, nil, err
 }

@@ -12,8 +12,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth/osmodules"
+	"berth/osmodules/climb/climbtest"
 	"berth/osmodules/remote"
 	"berth/osmodules/remote/powershell"
+	"berth/osmodules/steps"
 	"berth/reservation"
 )
 
@@ -22,12 +24,12 @@ type loaded struct {
 	*guest
 	module  *Module
 	request osmodules.Request
-	report  *recorder
+	report  *climbtest.Recorder
 }
 
 func newLoaded(t *testing.T, change ...func(*Options)) *loaded {
 	g := newGuest()
-	return &loaded{guest: g, module: g.module(t, change...), request: g.request(), report: newRecorder()}
+	return &loaded{guest: g, module: g.module(t, change...), request: g.request(), report: climbtest.NewRecorder()}
 }
 
 // configure waits for the guest and configures it, as a phase does.
@@ -105,9 +107,9 @@ func TestEverythingThatAnImageMayWishIsDoneInOrder(t *testing.T) {
 	require.Equal(t, map[string]string{"Domain": "ad.example.org", "Ou": "OU=Lab,DC=example,DC=org", "User": "join", "Password": "secret-of-ad-join"}, join.values)
 	require.Equal(t, "ann", l.ran("site")[0].values["User"])
 	require.Contains(t, string(l.ran("site")[0].data), "'hello'")
-	var written tag
+	var written steps.Tag
 	require.NoError(t, json.Unmarshal(l.ran("tag")[0].data, &written))
-	require.Equal(t, tag{Image: "win2022", Revision: 3, Computer: "vm-01", Reservation: "r-1", Run: "run-1", Attempt: 1, PostLoad: "done", At: written.At}, written)
+	require.Equal(t, steps.Tag{Image: "win2022", Revision: 3, Computer: "vm-01", Reservation: "r-1", Run: "run-1", Attempt: 1, PostLoad: "done", At: written.At}, written)
 
 	first, second := l.ran("password")[0].values, l.ran("password")[1].values
 	require.Equal(t, "-500", first["Account"])
@@ -119,7 +121,7 @@ func TestEverythingThatAnImageMayWishIsDoneInOrder(t *testing.T) {
 	travels, err := json.Marshal(report)
 	require.NoError(t, err)
 	for _, secret := range []string{"secret-of-ad-join", first["Password"], second["Password"]} {
-		require.NotContains(t, string(travels)+l.report.all(), secret)
+		require.NotContains(t, string(travels)+l.report.All(), secret)
 	}
 	for _, r := range l.runs {
 		require.Equal(t, powershell.Line(), r.line)
@@ -166,7 +168,7 @@ func TestWhichStepsAreEssential(t *testing.T) {
 				}
 				report, err := l.configure(t)
 				if want != "" {
-					verdict(t, want, err)
+					climbtest.Verdict(t, want, err)
 					require.Equal(t, reservation.StepFailed, report.Steps[len(report.Steps)-1].Result)
 					return
 				}
@@ -187,7 +189,7 @@ func TestAScriptsOwnFailEndsTheReservation(t *testing.T) {
 	l := newLoaded(t)
 	l.on("address", answer{"result": "fail", "detail": "there is no network connection Public"})
 	_, err := l.configure(t)
-	verdict(t, reservation.VerdictFail, err, "public address: there is no network connection Public")
+	climbtest.Verdict(t, reservation.VerdictFail, err, "public address: there is no network connection Public")
 }
 
 func TestADomainIsTriedAgainOnItsOwnFaults(t *testing.T) {
@@ -216,14 +218,14 @@ func TestADomainIsTriedAgainOnItsOwnFaults(t *testing.T) {
 		l.options().Domain = domain
 		l.on("join", answer{"result": "reload", "detail": "code 1355", "retry": true})
 		_, err := l.configure(t)
-		verdict(t, reservation.VerdictReload, err, "code 1355, 3 times")
+		climbtest.Verdict(t, reservation.VerdictReload, err, "code 1355, 3 times")
 	})
 	t.Run("not when it refuses us", func(t *testing.T) {
 		l := newLoaded(t)
 		l.options().Domain = domain
 		l.on("join", answer{"result": "fail", "detail": "code 1326", "retry": false})
 		_, err := l.configure(t)
-		verdict(t, reservation.VerdictFail, err, "code 1326")
+		climbtest.Verdict(t, reservation.VerdictFail, err, "code 1326")
 		require.Len(t, l.ran("join"), 1)
 	})
 	t.Run("a secret that is not there is a fault of ours", func(t *testing.T) {
@@ -239,7 +241,55 @@ func TestADomainIsTriedAgainOnItsOwnFaults(t *testing.T) {
 		l.options().Domain = domain
 		l.on("join", answer{"result": "fail", "detail": "no such thing as secret-of-c"})
 		_, err := l.configure(t)
-		verdict(t, reservation.VerdictFail, err, "no such thing as ***")
+		climbtest.Verdict(t, reservation.VerdictFail, err, "no such thing as ***")
+	})
+}
+
+// A member of a domain is one from its next boot on: also if the answer to the join was lost, and the next try is told that
+// it is a member already.
+func TestAJoinWhoseAnswerIsLostIsFollowedByItsReboot(t *testing.T) {
+	for name, lose := range map[string]func(l *loaded, cancel func()){
+		"with its connection": func(l *loaded, _ func()) { l.change(l.drop) },
+		"with its worker":     func(_ *loaded, cancel func()) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLoaded(t)
+			l.options().Domain = &reservation.Domain{Name: "a.example", User: "u", Credential: "c"}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			member := false
+			l.before = func(name string) {
+				if name == "join" && !member {
+					member = true
+					lose(l, cancel)
+				}
+			}
+			l.act = func(r run) (answer, error) {
+				if r.name == "join" && member {
+					return answer{"result": "skipped", "detail": "it is in a.example already", "reboot": false}, nil
+				}
+				return nil, nil
+			}
+			first, err := l.module.WaitForResponse(t.Context(), l.request, l.report)
+			require.NoError(t, err)
+			defer first.Channel.Close()
+			report, err := l.module.PostLoad(ctx, l.request, first, l.report)
+			if ctx.Err() != nil {
+				report, err = l.configure(t)
+			}
+			require.NoError(t, err)
+			require.Equal(t, reservation.StepSkipped, find(t, report, "domain").Result)
+			require.Equal(t, reservation.StepDone, find(t, report, "reboot after domain").Result)
+			require.Equal(t, 2, l.boots)
+		})
+	}
+	t.Run("but an image's own membership is none", func(t *testing.T) {
+		l := newLoaded(t)
+		l.options().Domain = &reservation.Domain{Name: "a.example", User: "u", Credential: "c"}
+		l.on("join", answer{"result": "skipped", "detail": "it is in a.example already", "reboot": false})
+		report, err := l.configure(t)
+		require.NoError(t, err)
+		require.Equal(t, reservation.StepSkipped, find(t, report, "reboot after domain").Result)
 	})
 }
 
@@ -285,7 +335,7 @@ func TestActivationTakesTheFirstWayThatWorks(t *testing.T) {
 			if c.tries > 2 {
 				require.Equal(t, map[string]string{"Server": "", "Port": "", "Key": "secret-of-mak"}, tries[2].values)
 			}
-			require.NotContains(t, l.report.all(), "secret-of-mak")
+			require.NotContains(t, l.report.All(), "secret-of-mak")
 		})
 	}
 }
@@ -311,7 +361,7 @@ func TestRebootsAreBounded(t *testing.T) {
 	l.options().Hostname = true
 	l.report.Keep(keepReboots, "2")
 	_, err := l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "rebooted 2 times")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "rebooted 2 times")
 	require.Empty(t, l.ran("reboot"))
 }
 
@@ -325,7 +375,7 @@ func TestAGuestThatDoesNotComeBackFromItsRebootIsReload(t *testing.T) {
 		}
 	}
 	_, err := l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "reboot: the guest did not come back within 300ms")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "reboot: the guest did not come back within 300ms")
 }
 
 func TestAGuestThatNeverBeginsItsRebootIsReload(t *testing.T) {
@@ -334,7 +384,34 @@ func TestAGuestThatNeverBeginsItsRebootIsReload(t *testing.T) {
 	l.module.pace.reboot = 300 * time.Millisecond
 	l.on("reboot", answer{"detail": "asked"})
 	_, err := l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "has not begun its reboot")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "has not begun its reboot")
+}
+
+func TestARebootWhoseRequestIsLostIsAskedForAgain(t *testing.T) {
+	l := newLoaded(t)
+	l.options().Hostname = true
+	asked := 0
+	l.before = func(name string) {
+		if name == "reboot" {
+			if asked++; asked == 1 {
+				l.change(l.drop)
+			}
+		}
+	}
+	report, err := l.configure(t)
+	require.NoError(t, err)
+	require.Equal(t, 2, asked)
+	require.Equal(t, 2, l.boots)
+	require.Equal(t, reservation.StepDone, find(t, report, "reboot").Result)
+}
+
+func TestAPortOfRemoteDesktopThatHoldsFromTheNextBootGetsIt(t *testing.T) {
+	l := newLoaded(t)
+	l.options().RDPSources = []string{"10.0.0.0/8"}
+	l.on("rdp", answer{"reboot": true})
+	report, err := l.configure(t)
+	require.NoError(t, err)
+	require.Equal(t, "for remote desktop", find(t, report, "reboot").Detail)
 }
 
 func TestASuccessorGoesOnWhereTheLostWorkerWas(t *testing.T) {
@@ -384,7 +461,7 @@ func TestAConnectionThatIsLostIsMadeAgain(t *testing.T) {
 		}
 	}
 	_, err = l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "lost for the 4th time")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "lost for the 4th time")
 
 	l = newLoaded(t)
 	l.before = func(name string) {
@@ -393,7 +470,7 @@ func TestAConnectionThatIsLostIsMadeAgain(t *testing.T) {
 		}
 	}
 	_, err = l.configure(t)
-	verdict(t, reservation.VerdictReload, err, "rebooted while it was configured")
+	climbtest.Verdict(t, reservation.VerdictReload, err, "rebooted while it was configured")
 }
 
 func TestThePasswordOfTheControlAccountIsKept(t *testing.T) {
@@ -411,7 +488,7 @@ func TestANameThatWindowsCannotHaveIsNamed(t *testing.T) {
 		l.options().Hostname = true
 		l.request.Reservation.Computer.Name = name
 		_, err := l.configure(t)
-		verdict(t, reservation.VerdictFail, err, "computer.name", name)
+		climbtest.Verdict(t, reservation.VerdictFail, err, "computer.name", name)
 	}
 }
 
@@ -426,7 +503,7 @@ func TestSiteScriptsAreJudgedByTheirExitCode(t *testing.T) {
 		report, err := l.configure(t)
 		require.Equal(t, want == "", err == nil)
 		if want != "" {
-			verdict(t, want, err, "exit code 3: no licence")
+			climbtest.Verdict(t, want, err, "exit code 3: no licence")
 			continue
 		}
 		s := find(t, report, "script lab/20-x.ps1")

@@ -23,10 +23,8 @@ type cmdlet struct {
 func cmdlets() map[string]cmdlet {
 	return map[string]cmdlet{
 		"ForEach-Object":      {"1.0", nil},
-		"Get-Content":         {"1.0", []string{"Path"}},
 		"Get-Item":            {"1.0", []string{"Path"}},
 		"Get-ItemProperty":    {"1.0", []string{"Path"}},
-		"Get-Process":         {"1.0", nil},
 		"Get-Service":         {"1.0", nil},
 		"Get-WmiObject":       {"1.0", []string{"Class", "Filter"}},
 		"Join-Path":           {"1.0", []string{"Path", "ChildPath"}},

@@ -65,18 +65,19 @@ func (m *Machine) programData() string {
 func actEcho(c *Call) Fields {
 	r := c.image.Version.release()
 	return Fields{"result": "done", "nonce": c.value("Nonce"), "boot": c.bootText(), "version": fmt.Sprintf("%d.%d.%s", r.major, r.minor, r.build),
-		"admin": slices.Contains(c.users[lower(c.image.User)].Groups, "Administrators")}
+		"admin": slices.Contains(c.users[lower(c.image.User)].Groups, "Administrators"), "hidden": false}
 }
 
 func actSetup(c *Call) Fields {
 	names := []string{"sysprep", "setupcl", "windeploy", "oobeldr", "msoobe", "setup"}
 	running := map[string]bool{}
-	for _, process := range c.processes() {
+	processes, commands := c.processes()
+	for _, process := range processes {
 		if name := strings.TrimSuffix(process, ".exe"); slices.Contains(names, name) {
 			running[name] = true
 		}
 	}
-	givesUp := regexp.MustCompile(`(?i)could not finish configuring|could not complete the installation|could not parse or process|is not configured to run on this computer|restarted unexpectedly`)
+	givesUp := regexp.MustCompile(`(?i)could not finish configuring|could not complete the installation|could not parse or process|is not configured to run on this computer|restarted unexpectedly|Online installation cannot complete|Setup\.exe failed, returning exit code|unattend file is not valid`)
 	size, failure := 0, ""
 	var errors []string
 	for _, folder := range []string{`C:\Windows`, `C:\Windows\Panther`, `C:\Windows\Panther\UnattendGC`} {
@@ -105,7 +106,7 @@ func actSetup(c *Call) Fields {
 	text := strings.Join(errors, " / ")
 	return Fields{"result": "done", "boot": c.bootText(), "setupInProgress": c.reg(SetupKey, "SystemSetupInProgress"), "oobeInProgress": c.reg(SetupKey, "OOBEInProgress"),
 		"imageState": c.reg(ImageStateKey, "ImageState"), "generalization": c.reg(SysprepKey, "GeneralizationState"),
-		"processes": strings.Join(slices.Sorted(maps.Keys(running)), ","), "logSize": strconv.Itoa(size), "errors": text[max(0, len(text)-400):], "failure": failure}
+		"processes": strings.Join(slices.Sorted(maps.Keys(running)), ","), "commands": strings.Join(commands, ","), "logSize": strconv.Itoa(size), "errors": text[max(0, len(text)-400):], "failure": failure}
 }
 
 func last(lines []string, n int) []string { return lines[max(0, len(lines)-n):] }
@@ -165,6 +166,7 @@ func actRDP(c *Call) Fields {
 	if err != nil {
 		throw("Cannot convert value \"%s\" to type \"System.Int32\".", c.value("Port"))
 	}
+	was := c.reg(terminalServer+`\WinStations\RDP-Tcp`, "PortNumber")
 	c.setDword(terminalServer, "fDenyTSConnections", 0)
 	c.setDword(terminalServer+`\WinStations\RDP-Tcp`, "PortNumber", port)
 	closed := c.openPorts("Berth Remote Desktop", "TCP", c.value("Port"))
@@ -172,7 +174,8 @@ func actRDP(c *Call) Fields {
 		closed += c.openPorts("Berth Remote Desktop", "UDP", c.value("Port"))
 	}
 	c.services["termservice"] = Service{Name: "TermService", Start: "Automatic", Running: true}
-	return Fields{"result": "done", "detail": "port " + c.value("Port") + " open to " + c.value("Sources"), "closed": closed}
+	return Fields{"result": "done", "detail": "port " + c.value("Port") + " open to " + c.value("Sources"), "closed": closed,
+		"reboot": c.old() && was != strconv.Itoa(port)}
 }
 
 func (c *Call) adapter(name string) *Adapter {
@@ -227,10 +230,14 @@ func actStatic(c *Call) Fields {
 
 func actSecrets(c *Call) Fields {
 	var removed []string
-	for _, path := range []string{`C:\Windows\Panther\unattend.xml`, `C:\Windows\Panther\autounattend.xml`, `C:\Windows\Panther\unattend-original.xml`,
+	files := []string{`C:\Windows\Panther\unattend.xml`, `C:\Windows\Panther\autounattend.xml`, `C:\Windows\Panther\unattend-original.xml`,
 		`C:\Windows\Panther\Unattend\unattend.xml`, `C:\Windows\Panther\Unattend\autounattend.xml`, `C:\Windows\System32\Sysprep\unattend.xml`,
 		`C:\Windows\System32\Sysprep\Panther\unattend.xml`, `C:\unattend.xml`, `C:\autounattend.xml`, `C:\sysprep.inf`, `C:\sysprep\sysprep.inf`,
-		`C:\Windows\System32\$winnt$.inf`} {
+		`C:\Windows\System32\$winnt$.inf`}
+	if named := c.reg(SetupKey, "UnattendFile"); strings.HasPrefix(lower(named), `c:\`) {
+		files = append(files, named)
+	}
+	for _, path := range files {
 		if c.remove(path) > 0 {
 			removed = append(removed, path)
 		}
@@ -298,10 +305,14 @@ func actPending(c *Call) Fields {
 const shutdownIn = 200 * time.Millisecond
 
 func actReboot(c *Call) Fields {
-	if code := c.code(); code != 0 {
+	if code := c.code(); !slices.Contains([]int{0, 1115, 1190}, code) {
 		return Fields{"result": "warned", "detail": fmt.Sprintf("shutdown.exe ended with exit code %d", code)}
 	}
 	m, boot := c.Machine, c.boots
+	if c.shutdown == boot {
+		return Fields{"result": "done", "boot": c.bootText()} // 1190
+	}
+	c.shutdown = boot
 	c.then(func() {
 		time.AfterFunc(shutdownIn, func() {
 			if locked(m, func() bool { return m.boots == boot }) {

@@ -199,6 +199,8 @@ func TestOldWindowsDoAsOldOnesDo(t *testing.T) {
 				t.Errorf("the control port is open by %+v", r)
 			}
 		}
+		g.must("rdp", values{"Port": "3389", "Sources": "192.0.2.0/24"}, "done", "reboot", "false")
+		g.must("rdp", values{"Port": "3390", "Sources": "192.0.2.0/24"}, "done", "reboot", "true")
 		g.must("activate", values{"Server": "kms"}, "warned")
 		g.must("prompt", nil, "skipped")
 		if removed := g.must("secrets", nil, "done").Values["removed"]; !strings.Contains(removed, `sysprep.inf`) {
@@ -212,7 +214,7 @@ func TestOldWindowsDoAsOldOnesDo(t *testing.T) {
 func TestWhatWindowsRefuses(t *testing.T) {
 	noKMS := uint32(0xC004F074)
 	o := winos.Options{Image: winos.Image{Version: winos.Windows10}, Codes: map[string][]int{"join": {1355, 5, 0}, "activate": {int(int32(noKMS)), 0}, //nolint:gosec // an HRESULT
-		"hostname": {87, 0}, "reboot": {1190, 0}, "address": {1}, "updates": {3010, 5}, "site": {3}, "sleep": {1}}}
+		"hostname": {87, 0}, "reboot": {5, 0}, "address": {1}, "updates": {3010, 5}, "site": {3}, "sleep": {1}}}
 	inGuest(t, o, func(g *guest) {
 		t := g.t
 		g.must("join", values{"Domain": "ad.example.org"}, "reload", "code", "1355", "retry", "true")
@@ -268,6 +270,27 @@ func TestSetupSaysThatItGaveUp(t *testing.T) {
 		if answer.Values["logSize"] == size || !strings.Contains(answer.Values["failure"], "could not finish configuring") || !strings.Contains(answer.Values["errors"], "could not finish") {
 			t.Errorf("answer: %v", answer.Values)
 		}
+		l.off()
+	})
+}
+
+// TestSetupSaysWhatStillRuns: a command that is waited for, an error that changes nothing, and a set-up that broke off.
+func TestSetupSaysWhatStillRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, winos.Server2022, true, winos.Stage{State: winos.Specialize, Takes: time.Minute, Answers: true, Command: "cmd.exe", Error: "Winre not found"},
+			winos.Stage{State: winos.OOBE, Takes: time.Minute, Answers: true, Fails: "no accounts", Leaves: true})
+		l.on()
+		g := &guest{Machine: l.machine, t: t}
+		answer := g.must("setup", nil, "done", "processes", "setup,windeploy", "commands", "cmd.exe", "imageState", winos.ImageUndeployable, "failure", "")
+		if !strings.Contains(answer.Values["errors"], "Winre not found") {
+			t.Errorf("errors: %s", answer.Values["errors"])
+		}
+		time.Sleep(90 * time.Second)
+		synctest.Wait()
+		g.must("setup", nil, "done", "processes", "msoobe,oobeldr,windeploy", "commands", "", "imageState", winos.ImageSpecialized)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		g.must("setup", nil, "done", "processes", "", "imageState", winos.ImageUndeployable, "setupInProgress", "0", "oobeInProgress", "0")
 		l.off()
 	})
 }

@@ -110,6 +110,7 @@ type Machine struct {
 	domain   string
 	booted   time.Time // by the guest's clock
 	boots    int
+	shutdown int // the boot that is about to end, because somebody has asked for it
 	open     bool
 	address  string
 	setup    setup

@@ -93,6 +93,9 @@ func (m *Machine) Run(ctx context.Context, line string, in io.Reader, out, errOu
 		if m.hooks.Drop != nil {
 			m.hooks.Drop()
 		}
+		for _, do := range after { // what it did stays done
+			do()
+		}
 		return 1
 	}
 	if m.hooks.Ran != nil {

@@ -32,7 +32,10 @@ type Stage struct {
 	Quiet      bool          // nothing is written to the log meanwhile
 	NeverEnds  bool
 	UntilReset bool   // it hangs, with its channel closed, until the power is cut once
-	Fails      string // the set-up ends in an error at the end of the stage, with this text in setuperr.log
+	Command    string // the program that the set-up has started and waits for all the while
+	Error      string // it writes this error to setuperr.log at the stage's begin, and goes on: most set-ups do
+	Fails      string // the set-up ends in an error at the end of the stage, with this text in setuperr.log ...
+	Leaves     bool   // ... and leaves no process, and says that it is not in progress
 	ImageState string // instead of what Windows says in this state; with Fails: after the failure
 }
 
@@ -153,22 +156,34 @@ func (m *Machine) complete() {
 	}
 }
 
-// Processes returns what runs of the set-up.
-func (m *Machine) Processes() []string { return locked(m, m.processes) }
+// Processes returns what runs, without what a set-up has started.
+func (m *Machine) Processes() []string {
+	return locked(m, func() []string { all, _ := m.processes(); return all })
+}
 
-func (m *Machine) processes() []string {
-	all := []string{"System", "smss.exe", "csrss.exe", "winlogon.exe", "services.exe", "lsass.exe", "svchost.exe"}
-	switch state := m.stage().State; {
+// processes returns what runs, and of that what the set-up has started and waits for.
+func (m *Machine) processes() (all, commands []string) {
+	all = []string{"System", "smss.exe", "csrss.exe", "winlogon.exe", "services.exe", "lsass.exe", "svchost.exe"}
+	stage := m.stage()
+	switch {
 	case m.setup.failed:
-		return append(all, "setup.exe", "windeploy.exe")
-	case state == MiniSetup:
-		return append(all, "setup.exe")
-	case state == Specialize:
-		return append(all, "windeploy.exe", "setup.exe")
-	case state == OOBE:
-		return append(all, "windeploy.exe", "oobeldr.exe", "msoobe.exe")
+		if !stage.Leaves {
+			all = append(all, "setup.exe", "windeploy.exe") // with a message on the screen
+		}
+		return all, nil
+	case stage.State == MiniSetup:
+		all = append(all, "setup.exe")
+	case stage.State == Specialize:
+		all = append(all, "windeploy.exe", "setup.exe")
+	case stage.State == OOBE:
+		all = append(all, "windeploy.exe", "oobeldr.exe", "msoobe.exe")
+	default:
+		return append(all, "LogonUI.exe"), nil
 	}
-	return append(all, "LogonUI.exe")
+	if stage.Command != "" {
+		commands = []string{stage.Command}
+	}
+	return all, commands
 }
 
 // Live is one boot: it begins it, takes the set-up on from where the disk says, and returns when ctx ends (the power was
@@ -280,7 +295,7 @@ func (m *Machine) enter(stage Stage) {
 	m.logLine(fmt.Sprintf("Info  [windeploy.exe] begin of %s", stage.State))
 	switch stage.State {
 	case Specialize:
-		m.setReg(ImageStateKey, "ImageState", ImageGeneralized)
+		m.setReg(ImageStateKey, "ImageState", ImageUndeployable) // what it is while a pass runs
 	case OOBE:
 		m.setReg(ImageStateKey, "ImageState", ImageSpecialized)
 	case Complete:
@@ -288,6 +303,9 @@ func (m *Machine) enter(stage Stage) {
 	}
 	if stage.ImageState != "" && stage.Fails == "" {
 		m.setReg(ImageStateKey, "ImageState", stage.ImageState)
+	}
+	if stage.Error != "" {
+		m.logError(stage.Error)
 	}
 }
 
@@ -337,18 +355,27 @@ func (m *Machine) stay(ctx context.Context, stage Stage) bool {
 // fail ends a set-up in an error. The lock must be held.
 func (m *Machine) fail(stage Stage, text string) {
 	m.setup.failed = true
-	_, errors := m.logs()
-	line := m.now().Format("2006-01-02 15:04:05") + ", Error [setup.exe] " + text + "\r\n"
-	m.append(errors, line)
-	m.logLine("Error [setup.exe] " + text)
+	m.logError(text)
+	if stage.Leaves {
+		m.setDword(SetupKey, "SystemSetupInProgress", 0)
+	}
 	if m.image.Version.Old() {
 		return
+	}
+	if stage.Leaves {
+		m.setDword(SetupKey, "OOBEInProgress", 0)
 	}
 	state := ImageUndeployable
 	if stage.ImageState != "" {
 		state = stage.ImageState
 	}
 	m.setReg(ImageStateKey, "ImageState", state)
+}
+
+func (m *Machine) logError(text string) {
+	_, errors := m.logs()
+	m.append(errors, m.now().Format("2006-01-02 15:04:05")+", Error [setup.exe] "+text+"\r\n")
+	m.logLine("Error [setup.exe] " + text)
 }
 
 func (m *Machine) logLine(text string) {

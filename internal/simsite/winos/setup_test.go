@@ -96,9 +96,9 @@ func TestSetupPassesThroughItsStates(t *testing.T) {
 		}
 		l.on()
 		first := m.BootTime()
-		at(5*time.Second, winos.Specialize, winos.ImageGeneralized, "1", "1", "4")
+		at(5*time.Second, winos.Specialize, winos.ImageUndeployable, "1", "1", "4")
 		before := l.read(`C:\Windows\Panther\setupact.log`)
-		at(9*time.Second, winos.Specialize, winos.ImageGeneralized, "1", "1", "4")
+		at(9*time.Second, winos.Specialize, winos.ImageUndeployable, "1", "1", "4")
 		if after := l.read(`C:\Windows\Panther\setupact.log`); len(after) <= len(before) {
 			t.Error("setupact.log did not grow in a set-up that makes progress")
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"unicode/utf16"
 
+	"berth/osmodules/internal/output"
 	"berth/osmodules/remote"
 )
 
@@ -85,7 +86,7 @@ func ParseAnswer(result remote.Result) (Answer, error) {
 		}
 		other = append(other, line)
 	}
-	answer.Output = lastLines(other)
+	answer.Output = output.LastLines(other)
 	if answer.object == nil || result.Exit == ExitError || result.Exit == ExitCut {
 		return answer, &NoAnswerError{Exit: result.Exit, Output: answer.Output}
 	}
@@ -105,36 +106,10 @@ func ParseAnswer(result remote.Result) (Answer, error) {
 			answer.Values[name] = strconv.FormatBool(value)
 		}
 	}
-	answer.Result, answer.Detail = answer.Values["result"], printable(answer.Values["detail"])
+	answer.Result, answer.Detail = answer.Values["result"], output.Printable(answer.Values["detail"])
 	delete(answer.Values, "result")
 	delete(answer.Values, "detail")
 	return answer, nil
-}
-
-// lastLines returns the last printable lines, at most 5 and 400 bytes: they travel with heartbeats and in the status.
-func lastLines(lines []string) string {
-	const most, longest = 5, 400
-	var kept []string
-	for _, line := range lines {
-		if line = printable(line); line != "" {
-			kept = append(kept, line)
-		}
-	}
-	all := strings.Join(kept[max(0, len(kept)-most):], " / ")
-	if len(all) > longest {
-		all = "..." + strings.ToValidUTF8(all[len(all)-longest:], "")
-	}
-	return all
-}
-
-// printable returns a guest's text without what could confuse a terminal or a log.
-func printable(text string) string {
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == '\uFFFD' {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(text, " ")))
 }
 
 // clixml begins each stretch that PowerShell writes for another PowerShell: errors, but also progress.

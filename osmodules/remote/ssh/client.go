@@ -14,8 +14,8 @@ import (
 
 	xssh "golang.org/x/crypto/ssh"
 
+	"berth/osmodules/internal/output"
 	"berth/osmodules/remote"
-	"berth/osmodules/remote/internal/output"
 	"berth/osmodules/remote/powershell"
 )
 

@@ -1,6 +1,7 @@
 package ssh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,32 +14,23 @@ import (
 	"time"
 
 	xssh "golang.org/x/crypto/ssh"
+
+	"berth/osmodules/remote"
 )
 
-// The defaults of Options.
+// The defaults of Options, beside those of package remote.
 const (
-	// DefaultConnectTimeout is short because a host that is not up drops SYNs: the kernel sends the next one after 1 s
-	// (RFC 6298), so dialling anew notices the host no later than waiting does.
-	DefaultConnectTimeout = time.Second
 	// DefaultBannerTimeout is how long a server may take to send its version line. sshd does so at once; a guest in the
 	// middle of its boot takes seconds.
-	DefaultBannerTimeout    = 10 * time.Second
-	DefaultHandshakeTimeout = 20 * time.Second
+	DefaultBannerTimeout = 10 * time.Second
 	// DefaultAuthTimeout leaves room for sshd's reverse look-up of our name and for PAM, each up to 25 s on a guest
 	// whose name service or D-Bus is not up yet.
 	DefaultAuthTimeout = 60 * time.Second
-	// DefaultKeepaliveInterval and DefaultKeepaliveCount notice a dead peer after 60 s of silence.
-	DefaultKeepaliveInterval = 15 * time.Second
-	DefaultKeepaliveCount    = 4
-	// DefaultOutputLimit bounds what is kept of each of a command's two streams, in bytes.
-	DefaultOutputLimit = 1 << 20
 )
 
 // Options are a Dialer's settings. A zero takes the default.
 type Options struct {
-	// Credential returns the secret of a name. It is asked anew for each connection, so that a changed secret is used;
-	// what it returns is never logged.
-	Credential func(name string) (Credential, error)
+	Credential remote.Secrets
 
 	ConnectTimeout    time.Duration // TCP connection
 	BannerTimeout     time.Duration // TCP connection to version line
@@ -57,22 +49,13 @@ type Dialer struct {
 
 // NewDialer returns a dialer with the defaults in place of zeros.
 func NewDialer(options Options) *Dialer {
-	replace := func(value *time.Duration, by time.Duration) {
-		if *value == 0 {
-			*value = by
-		}
-	}
-	replace(&options.ConnectTimeout, DefaultConnectTimeout)
-	replace(&options.BannerTimeout, DefaultBannerTimeout)
-	replace(&options.HandshakeTimeout, DefaultHandshakeTimeout)
-	replace(&options.AuthTimeout, DefaultAuthTimeout)
-	replace(&options.KeepaliveInterval, DefaultKeepaliveInterval)
-	if options.KeepaliveCount <= 0 {
-		options.KeepaliveCount = DefaultKeepaliveCount
-	}
-	if options.OutputLimit <= 0 {
-		options.OutputLimit = DefaultOutputLimit
-	}
+	options.ConnectTimeout = cmp.Or(options.ConnectTimeout, remote.DefaultConnectTimeout)
+	options.HandshakeTimeout = cmp.Or(options.HandshakeTimeout, remote.DefaultHandshakeTimeout)
+	options.AuthTimeout = cmp.Or(options.AuthTimeout, DefaultAuthTimeout)
+	options.BannerTimeout = cmp.Or(options.BannerTimeout, DefaultBannerTimeout)
+	options.KeepaliveInterval = cmp.Or(options.KeepaliveInterval, remote.DefaultKeepaliveInterval)
+	options.KeepaliveCount = cmp.Or(max(options.KeepaliveCount, 0), remote.DefaultKeepaliveCount)
+	options.OutputLimit = cmp.Or(max(options.OutputLimit, 0), remote.DefaultOutputLimit)
 	return &Dialer{options: options}
 }
 
@@ -107,12 +90,9 @@ func (d *Dialer) PublicKey(name string) (string, error) {
 }
 
 func (d *Dialer) credential(name string) (Credential, xssh.Signer, error) {
-	if d.options.Credential == nil {
-		return Credential{}, nil, &CredentialError{Name: name, Err: errors.New("this worker has no source of credentials")}
-	}
-	credential, err := d.options.Credential(name)
+	credential, err := d.options.Credential.Ask(name)
 	if err != nil {
-		return Credential{}, nil, &CredentialError{Name: name, Err: err}
+		return Credential{}, nil, err
 	}
 	if len(credential.PrivateKey) == 0 {
 		if credential.Password == "" {
@@ -149,8 +129,7 @@ func (d *Dialer) Dial(ctx context.Context, target Target) (*Client, error) {
 func (d *Dialer) dial(ctx context.Context, target Target, algorithms []string) (*Client, error) {
 	at := &ascent{target: target}
 	at.reach(RungTCP)
-	dialer := net.Dialer{Timeout: d.options.ConnectTimeout, KeepAlive: -1}
-	conn, err := dialer.DialContext(ctx, "tcp", target.Address)
+	conn, err := remote.Connect(ctx, target.Address, d.options.ConnectTimeout)
 	if err != nil {
 		return nil, at.failed(ctx, err)
 	}

@@ -12,8 +12,8 @@ import (
 
 	"github.com/masterzen/winrm"
 
+	"berth/osmodules/internal/output"
 	"berth/osmodules/remote"
-	"berth/osmodules/remote/internal/output"
 	"berth/osmodules/remote/powershell"
 )
 
@@ -131,7 +131,7 @@ func (c *Client) interval() time.Duration {
 	if interval := c.dialer.options.KeepaliveInterval; interval > 0 {
 		return interval
 	}
-	return DefaultKeepaliveInterval
+	return remote.DefaultKeepaliveInterval
 }
 
 func (c *Client) patience() time.Duration {

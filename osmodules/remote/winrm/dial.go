@@ -1,6 +1,7 @@
 package winrm
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,28 +19,17 @@ const (
 	AuthBasic = "basic"
 )
 
-// The defaults of Options.
+// The defaults of Options, beside those of package remote.
 const (
-	// DefaultConnectTimeout is short because a host that is not up drops SYNs: the kernel sends the next one after 1 s
-	// (RFC 6298), so dialling anew notices the host no later than waiting does.
-	DefaultConnectTimeout   = time.Second
-	DefaultHandshakeTimeout = 20 * time.Second
 	// DefaultAuthTimeout leaves room for a guest that asks its domain controller while its network comes up.
 	DefaultAuthTimeout = 60 * time.Second
 	// DefaultShellTimeout leaves room for the first login's profile.
 	DefaultShellTimeout = 60 * time.Second
-	// DefaultKeepaliveInterval and DefaultKeepaliveCount notice a dead peer after some 60 s of silence.
-	DefaultKeepaliveInterval = 15 * time.Second
-	DefaultKeepaliveCount    = 4
-	// DefaultOutputLimit bounds what is kept of each of a command's two streams, in bytes.
-	DefaultOutputLimit = 1 << 20
 )
 
 // Options are a Dialer's settings. A zero takes the default.
 type Options struct {
-	// Credential returns the secret of a name, of which the password is used. It is asked anew for each Dial, so that a
-	// changed secret is used; what it returns is never logged.
-	Credential func(name string) (remote.Credential, error)
+	Credential remote.Secrets // of which the password is used
 
 	ConnectTimeout    time.Duration // TCP connection
 	HandshakeTimeout  time.Duration // TCP connection to certificate
@@ -55,22 +45,13 @@ type Dialer struct{ options Options }
 
 // NewDialer returns a dialer with the defaults in place of zeros.
 func NewDialer(options Options) *Dialer {
-	replace := func(value *time.Duration, by time.Duration) {
-		if *value == 0 {
-			*value = by
-		}
-	}
-	replace(&options.ConnectTimeout, DefaultConnectTimeout)
-	replace(&options.HandshakeTimeout, DefaultHandshakeTimeout)
-	replace(&options.AuthTimeout, DefaultAuthTimeout)
-	replace(&options.ShellTimeout, DefaultShellTimeout)
-	replace(&options.KeepaliveInterval, DefaultKeepaliveInterval)
-	if options.KeepaliveCount <= 0 {
-		options.KeepaliveCount = DefaultKeepaliveCount
-	}
-	if options.OutputLimit <= 0 {
-		options.OutputLimit = DefaultOutputLimit
-	}
+	options.ConnectTimeout = cmp.Or(options.ConnectTimeout, remote.DefaultConnectTimeout)
+	options.HandshakeTimeout = cmp.Or(options.HandshakeTimeout, remote.DefaultHandshakeTimeout)
+	options.AuthTimeout = cmp.Or(options.AuthTimeout, DefaultAuthTimeout)
+	options.ShellTimeout = cmp.Or(options.ShellTimeout, DefaultShellTimeout)
+	options.KeepaliveInterval = cmp.Or(options.KeepaliveInterval, remote.DefaultKeepaliveInterval)
+	options.KeepaliveCount = cmp.Or(max(options.KeepaliveCount, 0), remote.DefaultKeepaliveCount)
+	options.OutputLimit = cmp.Or(max(options.OutputLimit, 0), remote.DefaultOutputLimit)
 	return &Dialer{options: options}
 }
 
@@ -98,12 +79,9 @@ func (d *Dialer) CheckCredential(name string) error {
 }
 
 func (d *Dialer) password(name string) (string, error) {
-	if d.options.Credential == nil {
-		return "", &remote.CredentialError{Name: name, Err: errors.New("this worker has no source of credentials")}
-	}
-	credential, err := d.options.Credential(name)
+	credential, err := d.options.Credential.Ask(name)
 	if err != nil {
-		return "", &remote.CredentialError{Name: name, Err: err}
+		return "", err
 	}
 	if credential.Password == "" {
 		return "", &remote.CredentialError{Name: name, Err: errors.New("it holds no password, and WinRM takes nothing else")}
@@ -164,8 +142,7 @@ func (d *Dialer) Dial(ctx context.Context, target Target) (*Client, error) {
 // connect makes a connection up to and with the TLS handshake.
 func (d *Dialer) connect(ctx context.Context, target Target, reach func(remote.Rung)) (*conn, error) {
 	reach(RungTCP)
-	dialer := net.Dialer{Timeout: d.options.ConnectTimeout, KeepAlive: -1}
-	raw, err := dialer.DialContext(ctx, "tcp", target.Address)
+	raw, err := remote.Connect(ctx, target.Address, d.options.ConnectTimeout)
 	if err != nil {
 		return nil, err
 	}

@@ -16,4 +16,6 @@ Write-BerthAnswer @{
     boot    = $boot.ToString('yyyy-MM-ddTHH:mm:ss.fffZ', [Globalization.CultureInfo]::InvariantCulture)
     admin   = $principal.IsInRole([Security.Principal.WindowsBuiltInRole]::Administrator)
     version = $system.Version
+    # To a 32-bit PowerShell, Windows hides half of its registry and of System32.
+    hidden  = ([IntPtr]::Size -eq 4 -and [string]$system.OSArchitecture -match '64')
 }

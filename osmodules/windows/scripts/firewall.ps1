@@ -16,6 +16,7 @@ if ([Environment]::OSVersion.Version.Major -lt 6) {
         $current.GloballyOpenPorts.Remove([int]$port, 6)
         $current.GloballyOpenPorts.Add($open)
     }
+    $current.ExceptionsNotAllowed = $false
     $current.FirewallEnabled = $true
     Write-BerthAnswer @{ result = 'done'; detail = 'open to ' + $Sources; closed = 0 }
     return
@@ -48,5 +49,8 @@ foreach ($rule in @($policy.Rules | Where-Object { $_.Enabled -and $_.Direction 
         $closed += 1
     }
 }
-foreach ($kind in @(1, 2, 4)) { $policy.FirewallEnabled($kind) = $true }
+foreach ($kind in @(1, 2, 4)) {
+    $policy.BlockAllInboundTraffic($kind) = $false
+    $policy.FirewallEnabled($kind) = $true
+}
 Write-BerthAnswer @{ result = 'done'; detail = 'open to ' + $Sources; closed = $closed }

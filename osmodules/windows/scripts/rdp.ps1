@@ -1,15 +1,20 @@
 # Allows Remote Desktop, from the given networks only.
 param([string]$Port, [string]$Sources)
 
+function Test-Listening {
+    $listening = [Net.NetworkInformation.IPGlobalProperties]::GetIPGlobalProperties().GetActiveTcpListeners()
+    return @($listening | Where-Object { $_.Port -eq [int]$Port }).Count -gt 0
+}
+
 $title = 'Berth Remote Desktop'
 $server = 'HKLM:\SYSTEM\CurrentControlSet\Control\Terminal Server'
 $listener = $server + '\WinStations\RDP-Tcp'
-$was = (Get-ItemProperty -Path $listener).PortNumber
+$old = [Environment]::OSVersion.Version.Major -lt 6
 Set-ItemProperty -Path $server -Name fDenyTSConnections -Value 0
 Set-ItemProperty -Path $listener -Name PortNumber -Value ([int]$Port)
 
 $closed = 0
-if ([Environment]::OSVersion.Version.Major -lt 6) {
+if ($old) {
     $current = (New-Object -ComObject HNetCfg.FwMgr).LocalPolicy.CurrentProfile
     $open = New-Object -ComObject HNetCfg.FWOpenPort
     $open.Name = $title
@@ -51,9 +56,14 @@ if ([Environment]::OSVersion.Version.Major -lt 6) {
     }
 }
 Set-Service -Name TermService -StartupType Automatic
-if ($was -ne [int]$Port) {
-    Restart-Service -Name TermService -Force
-} else {
-    Start-Service -Name TermService
+Start-Service -Name TermService
+foreach ($second in 1..5) {
+    if (Test-Listening) { break }
+    Start-Sleep -Seconds 1
 }
-Write-BerthAnswer @{ result = 'done'; detail = 'port ' + $Port + ' open to ' + $Sources; closed = $closed }
+# A port that was changed. XP and 2003 cannot stop the service: there it holds from the next boot on.
+$reboot = $false
+if (-not (Test-Listening)) {
+    if ($old) { $reboot = $true } else { Restart-Service -Name TermService -Force }
+}
+Write-BerthAnswer @{ result = 'done'; detail = 'port ' + $Port + ' open to ' + $Sources; closed = $closed; reboot = $reboot }

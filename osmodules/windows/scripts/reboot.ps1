@@ -7,7 +7,8 @@ if ($first -and $first.CreationDate) { $boot = $first.CreationDate }
 $boot = [Management.ManagementDateTimeConverter]::ToDateTime($boot).ToUniversalTime()
 
 & shutdown.exe -r -f -t 2 | Out-Null
-if ($LASTEXITCODE -ne 0) {
+# 1115, 1190: it is under way already, or waits for its time.
+if (@(0, 1115, 1190) -notcontains $LASTEXITCODE) {
     Write-BerthAnswer @{ result = 'warned'; detail = 'shutdown.exe ended with exit code ' + $LASTEXITCODE }
     return
 }

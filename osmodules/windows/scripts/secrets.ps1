@@ -11,6 +11,10 @@ $files = @(
     ($drive + '\unattend.xml'), ($drive + '\autounattend.xml'),
     ($drive + '\sysprep.inf'), ($drive + '\sysprep\sysprep.inf'), ($root + '\System32\$winnt$.inf')
 )
+$setup = 'HKLM:\SYSTEM\Setup'
+$named = [string](Get-Item -Path $setup).GetValue('UnattendFile')
+# What stands on another drive is a medium of the provisioner's.
+if ($named -like ($drive + '\*')) { $files += $named }
 foreach ($file in $files) {
     if (Test-Path -LiteralPath $file) {
         Remove-Item -LiteralPath $file -Force
@@ -18,8 +22,7 @@ foreach ($file in $files) {
     }
 }
 
-$setup = 'HKLM:\SYSTEM\Setup'
-if ((Get-Item -Path $setup).GetValue('UnattendFile')) {
+if ($named) {
     Remove-ItemProperty -Path $setup -Name UnattendFile
     $removed += 'UnattendFile'
 }

@@ -2,7 +2,8 @@
 param([string]$Now, [string]$Tolerance)
 
 $epoch = New-Object -TypeName DateTime -ArgumentList 1970, 1, 1, 0, 0, 0, ([DateTimeKind]::Utc)
-$right = $epoch.AddSeconds([double]$Now)
+# A PowerShell may need seconds to start; Now was said before that.
+$right = $epoch.AddSeconds([double]$Now) + ([DateTime]::Now - [Diagnostics.Process]::GetCurrentProcess().StartTime)
 $off = [int][Math]::Round(([DateTime]::UtcNow - $right).TotalSeconds)
 if ([Math]::Abs($off) -gt [int]$Tolerance) { [void](Set-Date -Date $right.ToLocalTime()) }
 $service = Get-Service | Where-Object { $_.Name -eq 'W32Time' }

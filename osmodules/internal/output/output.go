@@ -1,4 +1,5 @@
-// Package output has what the channels share of a command: what is kept of its output, and its name in messages.
+// Package output has what channels and modules share of a command: what is kept of its output, what a person is shown of it,
+// and its name in messages.
 package output
 
 import (
@@ -63,4 +64,30 @@ func Brief(line string) string {
 		first += " ..."
 	}
 	return strconv.Quote(first)
+}
+
+// LastLines returns the last printable lines, at most 5 and 400 bytes: they travel with heartbeats and in the status.
+func LastLines(lines []string) string {
+	const most, longest = 5, 400
+	var kept []string
+	for _, line := range lines {
+		if line = Printable(line); line != "" {
+			kept = append(kept, line)
+		}
+	}
+	all := strings.Join(kept[max(0, len(kept)-most):], " / ")
+	if len(all) > longest {
+		all = "..." + strings.ToValidUTF8(all[len(all)-longest:], "")
+	}
+	return all
+}
+
+// Printable returns a guest's text without what could confuse a terminal or a log.
+func Printable(text string) string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) || r == '\uFFFD' {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, " ")))
 }
