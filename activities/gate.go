@@ -22,7 +22,7 @@ const (
 	GateOverName = "GateOver"  // the activity: takes GateTickets, returns those whose phase is over
 	GateUnknown  = -1
 
-	// What workers of version 1 ask with. A gate of that version does not know the others, so those who ask wait for one that does.
+	// What workers of version 1 ask with, and what their gates know.
 	GateEnterOne = "enter" // the update: takes a GateRequest with one Ticket, returns its place
 	GatePlace    = "place" // the query: takes a GateTicket, returns its place
 
