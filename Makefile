@@ -78,7 +78,7 @@ lint: ## Check format, go vet, staticcheck, workflowcheck, and who may import wh
 	go test ./internal/rooms
 
 .PHONY: e2e
-e2e: temporal build ## Run the end-to-end tests; as root, installs what they need (chromium, debootstrap, docker.io)
+e2e: temporal build ## Run the end-to-end tests; as root, installs what they need (chromium, debootstrap, docker.io, prometheus)
 	@e2e/run
 
 .PHONY: pictures

@@ -68,8 +68,8 @@ func (p *phase) enter() func(context.Context, string, int, func(int)) (func(), e
 				leaveGate(ctx, p.options.Client, GateID(name), ticket)
 			}
 		}
-		inLine := false
-		if err := p.gates.wait(ctx, GateID(name), ticket, capacity, func(place int) { inLine = true; waiting(place) }); err != nil {
+		inLine, err := p.gates.wait(ctx, GateID(name), ticket, capacity, waiting)
+		if err != nil {
 			// A ticket that may have been inside before stays there: what it has begun may still stand.
 			if inLine {
 				leave()

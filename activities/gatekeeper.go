@@ -63,8 +63,9 @@ type gateAnswer struct {
 	err   error
 }
 
-// wait returns once the ticket is inside. waiting is called with the place in line whenever it is another one.
-func (g *gatekeepers) wait(ctx context.Context, id string, ticket GateTicket, capacity int, waiting func(place int)) error {
+// wait returns once the ticket is inside. waiting is called with the place in line whenever it is another one. It says whether
+// the ticket was seen in line: then it has not been inside before.
+func (g *gatekeepers) wait(ctx context.Context, id string, ticket GateTicket, capacity int, waiting func(place int)) (inLine bool, err error) {
 	w := &gateWaiter{ticket: ticket, capacity: capacity, since: time.Now(), place: GateUnknown, answers: make(chan gateAnswer, 1)}
 	keeper := g.join(id, w)
 	defer g.part(keeper, w)
@@ -73,15 +74,16 @@ func (g *gatekeepers) wait(ctx context.Context, id string, ticket GateTicket, ca
 		case answer := <-w.answers:
 			switch {
 			case answer.err != nil:
-				return fmt.Errorf("gate %s: %w", id, answer.err)
+				return inLine, fmt.Errorf("gate %s: %w", id, answer.err)
 			case answer.place == 0:
-				return ctx.Err()
+				return inLine, ctx.Err()
 			case answer.place != told:
+				inLine = true
 				waiting(answer.place)
 				told = answer.place
 			}
 		case <-ctx.Done():
-			return ctx.Err()
+			return inLine, ctx.Err()
 		}
 	}
 }

@@ -77,7 +77,9 @@ func TestManyLoadsAskTheirGateInOneCall(t *testing.T) {
 		told := make([][]int, loads)
 		for n := range loads {
 			all.Go(func() {
-				require.NoError(t, gates.wait(t.Context(), "gate/x", numbered(n), 2, func(place int) { told[n] = append(told[n], place) }))
+				inLine, err := gates.wait(t.Context(), "gate/x", numbered(n), 2, func(place int) { told[n] = append(told[n], place) })
+				require.NoError(t, err)
+				require.Equal(t, n >= 2, inLine)
 				mu.Lock()
 				inside = append(inside, n)
 				mu.Unlock()
@@ -132,7 +134,8 @@ func TestAGateOutOfReach(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
 				gates := &gatekeepers{asker: &line{inside: 1, trouble: func() error { return c.trouble(time.Since(began)) }}}
-				err := gates.wait(t.Context(), "gate/x", numbered(1), 1, func(int) { t.Error("it was never in line") })
+				inLine, err := gates.wait(t.Context(), "gate/x", numbered(1), 1, func(int) { t.Error("it was never in line") })
+				require.False(t, inLine)
 				if c.err == "" {
 					require.NoError(t, err)
 				} else {
@@ -164,7 +167,8 @@ func TestAGateThatForgot(t *testing.T) {
 		ended := make(chan error)
 		var places []int
 		go func() {
-			ended <- gates.wait(ctx, "gate/x", numbered(1), 1, func(place int) { places = append(places, place) })
+			_, err := gates.wait(ctx, "gate/x", numbered(1), 1, func(place int) { places = append(places, place) })
+			ended <- err
 		}()
 		time.Sleep(3 * time.Second)
 		l.mu.Lock()

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
@@ -41,6 +43,7 @@ type phase struct {
 	deadline time.Time     // a little before the server's own: after that one the SDK keeps our answer to itself
 	silence  time.Duration // without a heartbeat, after which the server gives the phase to another worker; 0: never
 	changed  chan struct{} // cap 1: there is something to tell
+	span     trace.Span    // of this try, in the load's trace; records nothing if there is none
 
 	// record sends one heartbeat and returns what the server says to it. We send them ourselves: the SDK gives one no longer
 	// than its throttle, and ends the activity when that passes, so a server that is busy for a second would end every phase.
@@ -54,7 +57,7 @@ type phase struct {
 
 func newPhase(ctx context.Context, options Options, request PhaseRequest) *phase {
 	info := activity.GetInfo(ctx)
-	p := &phase{options: options, request: request, info: info, silence: info.HeartbeatTimeout,
+	p := &phase{options: options, request: request, info: info, silence: info.HeartbeatTimeout, span: trace.SpanFromContext(ctx),
 		changed: make(chan struct{}, 1), sending: make(chan struct{}, 1)}
 	p.record = func(call context.Context, progress reservation.Progress) error {
 		if options.Client == nil {
@@ -200,7 +203,21 @@ func (p *phase) snapshot() reservation.Progress {
 	progress := p.progress
 	progress.Stages = slices.Clone(progress.Stages)
 	progress.Kept = maps.Clone(progress.Kept)
+	progress.Now = now(progress.Stages)
 	return progress
+}
+
+// now says in one line which stage goes on: in a list of forty the last one is far down on a screen.
+func now(stages []reservation.Stage) string {
+	if len(stages) == 0 {
+		return ""
+	}
+	last := stages[len(stages)-1]
+	text := last.Name
+	if last.Detail != "" {
+		text += ": " + last.Detail
+	}
+	return text + ", since " + last.Began.UTC().Format("15:04:05") + " UTC"
 }
 
 // Stage is part of reservation.Reporter. A new stage is sent at once; a new detail goes with the next beat, because details
@@ -228,6 +245,7 @@ func (p *phase) enterStage(name, detail string) bool {
 		stages = slices.Delete(stages, 0, 1)
 	}
 	p.progress.Stages = append(stages, reservation.Stage{Name: name, Detail: detail, Began: now})
+	p.span.AddEvent(name, trace.WithAttributes(attribute.String("berth.detail", detail)))
 	return true
 }
 
@@ -280,7 +298,7 @@ func (p *phase) outlived(cause error) error {
 		}
 	}
 	p.mu.Unlock()
-	return reservation.Reload(fmt.Sprintf("not done within its limit of %s: %s", p.request.Limit, where), cause)
+	return reservation.Reload(fmt.Sprintf(Outlived+" of %s: %s", p.request.Limit, where), cause)
 }
 
 // finish ends the last stage and returns the phase's result.

@@ -118,6 +118,7 @@ type Reporter interface {
 // Progress is what travels with a running phase's heartbeats: what a successor needs to go on, and what the command
 // line shows of a phase that is still running.
 type Progress struct {
+	Now    string            `json:"now,omitempty"` // the stage going on and since when, in one line for whoever reads a heartbeat as it is
 	Began  time.Time         `json:"began"` // the phase's first start: its limit counts from here, whoever runs it
 	Limit  Duration          `json:"limit"`
 	Stages []Stage           `json:"stages,omitempty"` // the last is the one going on

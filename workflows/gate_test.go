@@ -403,13 +403,13 @@ func TestACancelledLoadKeepsItsSlotUntilItIsCleaned(t *testing.T) {
 		return run, activities.GateTicket{Workflow: run.GetID(), Run: run.GetRunID(), Activity: activities.LoadName}
 	}
 	place := func(ticket activities.GateTicket) int {
-		answer, err := c.QueryWorkflow(t.Context(), activities.GateID("keeper"), "", activities.GatePlace, ticket)
+		answer, err := c.QueryWorkflow(t.Context(), activities.GateID("keeper"), "", activities.GatePlaces, []activities.GateTicket{ticket})
 		if err != nil {
 			return activities.GateUnknown
 		}
-		var place int
-		require.NoError(t, answer.Get(&place))
-		return place
+		var places []int
+		require.NoError(t, answer.Get(&places))
+		return places[0]
 	}
 	first, inside := reserve("keeper-1")
 	require.Eventually(t, func() bool { return place(inside) == 0 }, 2*time.Minute, 20*time.Millisecond)

@@ -595,7 +595,7 @@ func TestWhatAPersonSees(t *testing.T) {
 		details := workflows.Details(th.status(t))
 		require.Contains(t, details, "**ready**, attempt 2 of 3. Ends")
 		require.Contains(t, details, "| 1 | **load** |")
-		require.Contains(t, details, "reload: no space on datastore1")
+		require.Contains(t, details, "**reload**: no space on datastore1")
 		require.Contains(t, details, `from template\|x`)
 		require.Contains(t, details, "| 2 | **post-load** |")
 	}, time.Hour)

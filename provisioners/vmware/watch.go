@@ -119,6 +119,7 @@ func (w *watch) wait(ctx context.Context, ref types.ManagedObjectReference, tell
 			case s.gone:
 				return nil, &GoneError{Task: ref.Value}
 			case s.state == types.TaskInfoStateSuccess:
+				tell("") // a finished stage that stands at 90 % for ever looks like one that got stuck
 				return s.result, nil
 			case s.state == types.TaskInfoStateError:
 				return nil, taskError(ref, s.fault)
