@@ -20,7 +20,8 @@ func TestVersionsReadEachOther(t *testing.T) {
 	require.NoError(t, err)
 	var first map[string]json.RawMessage
 	require.NoError(t, json.Unmarshal(text, &first))
-	for name, value := range map[string]any{"progress": &reservation.Progress{}, "request": &activities.PhaseRequest{}, "ticket": &activities.GateTicket{}, "gate": &activities.GateState{}} {
+	for name, value := range map[string]any{"progress": &reservation.Progress{}, "request": &activities.PhaseRequest{}, "enter": &activities.GateRequest{},
+		"ticket": &activities.GateTicket{}, "gate": &activities.GateState{}} {
 		require.NoError(t, json.Unmarshal(first[name], value), name)
 		written, err := json.Marshal(value)
 		require.NoError(t, err)

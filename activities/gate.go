@@ -15,12 +15,17 @@ import (
 
 // What the Gate workflow is called and what it answers to. workflows.Gate says what it is.
 const (
-	GateName       = "Gate"     // the workflow: takes a GateState
-	GateEnter      = "enter"    // the update: takes a GateRequest, returns the tickets' places: 0 is inside, n is the n-th in line
-	GatePlaces     = "places"   // the query: takes GateTickets, returns their places; GateUnknown for one that was never seen or is over
-	GateLeave      = "leave"    // the signal: takes a GateTicket
-	GateOverName   = "GateOver" // the activity: takes GateTickets, returns those whose phase is over
-	GateUnknown    = -1
+	GateName     = "Gate"      // the workflow: takes a GateState
+	GateEnter    = "enter-all" // the update: takes a GateRequest, returns the tickets' places: 0 is inside, n is the n-th in line
+	GatePlaces   = "places"    // the query: takes GateTickets, returns their places; GateUnknown for one that was never seen or is over
+	GateLeave    = "leave"     // the signal: takes a GateTicket
+	GateOverName = "GateOver"  // the activity: takes GateTickets, returns those whose phase is over
+	GateUnknown  = -1
+
+	// What workers of version 1 ask with, and what their gates know.
+	GateEnterOne = "enter" // the update: takes a GateRequest with one Ticket, returns its place
+	GatePlace    = "place" // the query: takes a GateTicket, returns its place
+
 	gateIDPrefix   = "gate/"
 	gateLeaveLimit = 10 * time.Second
 )
@@ -35,8 +40,9 @@ type GateTicket struct {
 
 // GateRequest asks for places inside, in this order.
 type GateRequest struct {
-	Tickets  []GateTicket `json:"tickets"`
-	Capacity int          `json:"capacity"` // how many may be inside, as the asking worker's settings say: the last word counts
+	Tickets  []GateTicket `json:"tickets,omitempty"`
+	Ticket   *GateTicket  `json:"ticket,omitempty"` // of version 1, in place of Tickets
+	Capacity int          `json:"capacity"`         // how many may be inside, as the asking worker's settings say: the last word counts
 }
 
 // GateState is a gate as it stands.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -222,7 +223,21 @@ func final(err error) bool {
 // gateClient asks gates on a Temporal server.
 type gateClient struct{ client.Client }
 
+// One ticket is asked for as version 1 did, whose gates know nothing else; so are many where such a gate refuses to take them at once.
 func (c gateClient) enter(ctx context.Context, id string, tickets []GateTicket, capacity int) ([]int, error) {
+	if len(tickets) > 1 {
+		var places []int
+		err := c.update(ctx, id, GateEnter, GateRequest{Tickets: tickets, Capacity: capacity}, &places)
+		if !unknown(err) {
+			return places, err
+		}
+	}
+	return oneByOne(tickets, func(ticket GateTicket, place *int) error {
+		return c.update(ctx, id, GateEnterOne, GateRequest{Ticket: &ticket, Capacity: capacity}, place)
+	})
+}
+
+func (c gateClient) update(ctx context.Context, id, name string, request GateRequest, places any) error {
 	start := c.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
 		ID: id, TaskQueue: WorkflowQueue, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
 		StaticSummary: id,
@@ -230,27 +245,49 @@ func (c gateClient) enter(ctx context.Context, id string, tickets []GateTicket, 
 	handle, err := c.UpdateWithStartWorkflow(ctx, client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: start,
 		UpdateOptions: client.UpdateWorkflowOptions{
-			UpdateName: GateEnter, Args: []any{GateRequest{Tickets: tickets, Capacity: capacity}}, WaitForStage: client.WorkflowUpdateStageCompleted,
+			UpdateName: name, Args: []any{request}, WaitForStage: client.WorkflowUpdateStageCompleted,
 		},
 	})
-	var places []int
 	if err == nil {
-		err = handle.Get(ctx, &places)
+		err = handle.Get(ctx, places)
+	}
+	return err
+}
+
+func (c gateClient) places(ctx context.Context, id string, tickets []GateTicket) ([]int, error) {
+	var places []int
+	err := c.query(ctx, id, GatePlaces, tickets, &places)
+	if unknown(err) {
+		places, err = oneByOne(tickets, func(ticket GateTicket, place *int) error { return c.query(ctx, id, GatePlace, ticket, place) })
+	}
+	var gone *serviceerror.NotFound
+	if errors.As(err, &gone) {
+		return slices.Repeat([]int{GateUnknown}, len(tickets)), nil
 	}
 	return places, err
 }
 
-func (c gateClient) places(ctx context.Context, id string, tickets []GateTicket) ([]int, error) {
-	answer, err := c.QueryWorkflow(ctx, id, "", GatePlaces, tickets)
-	var places []int
-	var gone *serviceerror.NotFound
-	switch {
-	case errors.As(err, &gone):
-		return slices.Repeat([]int{GateUnknown}, len(tickets)), nil
-	case err == nil:
-		err = answer.Get(&places)
+func (c gateClient) query(ctx context.Context, id, name string, asked, places any) error {
+	answer, err := c.QueryWorkflow(ctx, id, "", name, asked)
+	if err == nil {
+		err = answer.Get(places)
 	}
-	return places, err
+	return err
+}
+
+func oneByOne(tickets []GateTicket, ask func(ticket GateTicket, place *int) error) ([]int, error) {
+	places := make([]int, len(tickets))
+	for i, ticket := range tickets {
+		if err := ask(ticket, &places[i]); err != nil {
+			return nil, err
+		}
+	}
+	return places, nil
+}
+
+// unknown says of a gate's error that its version does not know what it is asked. The SDK has nothing but words for it.
+func unknown(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "unknown update") || strings.Contains(err.Error(), "unknown queryType"))
 }
 
 // askAgain returns how long those who wait here wait before they ask again: with the next to go among them a second, with nobody

@@ -98,17 +98,12 @@ func (g *gate) answer(ctx workflow.Context) error {
 	}); err != nil {
 		return err
 	}
-	return workflow.SetUpdateHandlerWithOptions(ctx, activities.GateEnter, func(_ workflow.Context, request activities.GateRequest) ([]int, error) {
-		g.state.Capacity = request.Capacity
-		g.asked = append(g.asked, request.Tickets...)
-		for at, place := range g.places(request.Tickets) {
-			if place == activities.GateUnknown && !slices.Contains(g.state.Waiting, request.Tickets[at]) {
-				g.state.Waiting = append(g.state.Waiting, request.Tickets[at])
-			}
-		}
-		g.admit()
-		return g.places(request.Tickets), nil
-	}, workflow.UpdateHandlerOptions{
+	if err := workflow.SetQueryHandler(ctx, activities.GatePlace, func(ticket activities.GateTicket) (int, error) {
+		return g.places([]activities.GateTicket{ticket})[0], nil
+	}); err != nil {
+		return err
+	}
+	options := workflow.UpdateHandlerOptions{
 		Validator: func(request activities.GateRequest) error {
 			if request.Capacity < 1 {
 				return &reservation.FieldError{Field: "capacity", Value: "", Remedy: "give 1 or more"}
@@ -116,7 +111,32 @@ func (g *gate) answer(ctx workflow.Context) error {
 			return nil
 		},
 		Description: "Takes places inside, or in line.",
-	})
+	}
+	enter := func(_ workflow.Context, request activities.GateRequest) (any, error) {
+		if request.Ticket != nil {
+			return g.enter([]activities.GateTicket{*request.Ticket}, request.Capacity)[0], nil
+		}
+		return g.enter(request.Tickets, request.Capacity), nil
+	}
+	for _, name := range []string{activities.GateEnter, activities.GateEnterOne} {
+		if err := workflow.SetUpdateHandlerWithOptions(ctx, name, enter, options); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enter takes places for tickets that have none, and returns where they stand.
+func (g *gate) enter(tickets []activities.GateTicket, capacity int) []int {
+	g.state.Capacity = capacity
+	g.asked = append(g.asked, tickets...)
+	for at, place := range g.places(tickets) {
+		if place == activities.GateUnknown && !slices.Contains(g.state.Waiting, tickets[at]) {
+			g.state.Waiting = append(g.state.Waiting, tickets[at])
+		}
+	}
+	g.admit()
+	return g.places(tickets)
 }
 
 // places returns for each ticket 0 if it is inside, its place in line from 1, or activities.GateUnknown.

@@ -150,6 +150,36 @@ func TestGateGoesOnInANewRun(t *testing.T) {
 	require.Equal(t, activities.GateState{Capacity: 1, Inside: []activities.GateTicket{ticket(1)}, Waiting: []activities.GateTicket{ticket(2)}}, state)
 }
 
+// Workers of version 1 ask for one ticket at a time, and are answered with one place; they share the line with the others.
+func TestGateServesLoadersOfVersion1(t *testing.T) {
+	h := newGateHouse(t)
+	one := func(after time.Duration, n, want int) {
+		h.RegisterDelayedCallback(func() {
+			h.UpdateWorkflow(activities.GateEnterOne, "", &testsuite.TestUpdateCallback{
+				OnAccept:   func() {},
+				OnReject:   func(err error) { require.NoError(t, err) },
+				OnComplete: func(place any, err error) { require.NoError(t, err); require.Equal(t, want, place, "ticket %d", n) },
+			}, map[string]any{"ticket": ticket(n), "capacity": 1})
+		}, after)
+	}
+	one(1*time.Second, 1, 0)
+	h.enter(2*time.Second, 2, 1, 1)
+	one(3*time.Second, 3, 2)
+	h.RegisterDelayedCallback(func() {
+		value, err := h.QueryWorkflow(activities.GatePlace, ticket(3))
+		require.NoError(t, err)
+		var place int
+		require.NoError(t, value.Get(&place))
+		require.Equal(t, 2, place)
+	}, 4*time.Second)
+	h.leave(5*time.Second, 1)
+	h.leave(6*time.Second, 2)
+	h.stands(7*time.Second, map[int]int{1: activities.GateUnknown, 2: activities.GateUnknown, 3: 0})
+	h.leave(8*time.Second, 3)
+	h.ExecuteWorkflow(activities.GateName, activities.GateState{})
+	require.NoError(t, h.GetWorkflowError())
+}
+
 func TestGateRefusesNonsense(t *testing.T) {
 	h := newGateHouse(t)
 	h.RegisterDelayedCallback(func() {
