@@ -5,13 +5,17 @@ package libvirt
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
+	"math/big"
+	noise "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -30,6 +34,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"berth/internal/libvirthost"
+	"berth/internal/process"
 	"berth/provisioners"
 	"berth/reservation"
 )
@@ -157,10 +162,10 @@ func newImage(t *testing.T, megabytes int) (path, digest string) {
 	needs(t)
 	folder := t.TempDir()
 	raw := filepath.Join(folder, "raw")
-	noise := make([]byte, megabytes<<20)
-	source := rand.NewChaCha8([32]byte{byte(megabytes)})
-	_, _ = source.Read(noise)
-	require.NoError(t, os.WriteFile(raw, noise, 0o600))
+	content := make([]byte, megabytes<<20)
+	source := noise.NewChaCha8([32]byte{byte(megabytes)})
+	_, _ = source.Read(content)
+	require.NoError(t, os.WriteFile(raw, content, 0o600))
 	path = filepath.Join(folder, "image.qcow2")
 	out, err := exec.Command("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path).CombinedOutput()
 	require.NoError(t, err, string(out))
@@ -731,4 +736,99 @@ func TestAHostIsReachedThroughItsSSHD(t *testing.T) {
 		s.Key = func() (ssh.Signer, error) { return user, nil }
 	})
 	require.ErrorContains(t, stranger.Check(within(t)), "the host shows another key")
+}
+
+// libvirtd itself listens for TLS, and lets nobody in whom its authority has not signed.
+func TestAHostIsReachedByTLS(t *testing.T) {
+	clean(t)
+	image, digest := newImage(t, 10)
+	folder := t.TempDir()
+	authority := newPair(t, folder, "ca", nil)
+	newPair(t, folder, "host", authority)
+	newPair(t, folder, "berth", authority)
+	newPair(t, folder, "stranger", newPair(t, folder, "others", nil))
+	config := filepath.Join(folder, "libvirtd.conf")
+	at := func(name string) string { return filepath.Join(folder, name) }
+	require.NoError(t, os.WriteFile(config, []byte(strings.Join([]string{
+		`unix_sock_rw_perms = "0700"`, `auth_unix_rw = "none"`, `auth_unix_ro = "none"`, `log_outputs = "2:stderr"`,
+		`listen_tls = 1`, `listen_tcp = 0`, `listen_addr = "127.0.0.1"`, `auth_tls = "none"`,
+		`ca_file = "` + at("ca.pem") + `"`, `cert_file = "` + at("host.pem") + `"`, `key_file = "` + at("host.key") + `"`,
+	}, "\n")+"\n"), 0o600))
+	path, err := exec.LookPath("libvirtd")
+	require.NoError(t, err)
+	real.Quit()
+	daemon, err := process.Start(process.Options{Path: path, Args: []string{"--listen", "--config", config, "--pid-file", at("pid")}, Log: at("log")})
+	require.NoError(t, err)
+	defer func() {
+		daemon.Stop(limit)
+		require.NoError(t, real.Launch(t.Context()))
+	}()
+	module := func(name, ca string) *Module {
+		return newModule(t, func(s *Site) {
+			s.URI, s.ServerName, s.CAFile = "qemu+tls://127.0.0.1/system", "host", at(ca)
+			s.Certificate = func() ([]byte, error) {
+				certificate, err := os.ReadFile(at(name + ".pem"))
+				if err != nil {
+					return nil, err
+				}
+				key, err := os.ReadFile(at(name + ".key"))
+				return append(certificate, key...), err
+			}
+		})
+	}
+	m := module("berth", "ca.pem")
+	for ctx := within(t); ; time.Sleep(100 * time.Millisecond) { // until it listens
+		err := m.Check(ctx)
+		if err == nil {
+			break
+		}
+		require.Empty(t, reservation.VerdictOf(err), "%v\n%s", err, daemon.Tail(20))
+		require.NoError(t, ctx.Err(), "%v\n%s", err, daemon.Tail(20))
+	}
+	request := requestOf("vm-01", image, digest)
+	_, err = m.Load(within(t), request, &reporter{})
+	require.NoError(t, err)
+	require.Equal(t, "running", virsh(t, "domstate", "vm-01"))
+	require.NoError(t, m.Unload(within(t), request, &reporter{}))
+	require.Empty(t, left(t))
+
+	for name, c := range map[string]struct{ name, ca, want string }{
+		"we are signed by somebody else":      {"stranger", "ca.pem", "the host refuses us"},
+		"the host is signed by somebody else": {"berth", "others.pem", "the host's certificate is not the expected one"},
+	} {
+		err := module(c.name, c.ca).Check(within(t))
+		require.Equal(t, reservation.VerdictFail, reservation.VerdictOf(err), "%s: %v", name, err)
+		require.ErrorContains(t, err, c.want, name)
+	}
+}
+
+// pair is a certificate and its key.
+type pair struct {
+	certificate *x509.Certificate
+	key         ed25519.PrivateKey
+}
+
+// newPair makes NAME.pem and NAME.key in a folder, signed by an authority, or an authority itself.
+func newPair(t *testing.T, folder, name string, by *pair) *pair {
+	t.Helper()
+	public, key, err := ed25519.GenerateKey(nil)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
+	mine := &pair{template, key}
+	if by == nil {
+		template.IsCA, template.BasicConstraintsValid, template.KeyUsage, template.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
+		by = mine
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, by.certificate, public, by.key)
+	require.NoError(t, err)
+	mine.certificate, err = x509.ParseCertificate(der)
+	require.NoError(t, err)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	for file, block := range map[string]*pem.Block{".pem": {Type: "CERTIFICATE", Bytes: der}, ".key": {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		require.NoError(t, os.WriteFile(filepath.Join(folder, name+file), pem.EncodeToMemory(block), 0o600))
+	}
+	return mine
 }
