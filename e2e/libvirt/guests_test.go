@@ -174,7 +174,7 @@ func testDebian(t *testing.T, w *world) {
 
 func testUsedAgain(t *testing.T, w *world) {
 	// Whoever made this image has left keys behind.
-	master, err := w.images.SmallWith(t.Context(), map[string]string{"root/.ssh/id_rsa": "-----BEGIN OPENSSH PRIVATE KEY-----\nleftover\n"})
+	master, err := w.images.SmallWith(t.Context(), w.dir, map[string]string{"root/.ssh/id_rsa": "-----BEGIN OPENSSH PRIVATE KEY-----\nleftover\n"})
 	require.NoError(t, err)
 	l := w.newLab(t, "again", labOptions{master: master})
 	l.worker(t)
@@ -217,7 +217,7 @@ fi
 func short(i *reservation.Image) { i.Limits.Response = seconds(45) }
 
 func testHangsOnce(t *testing.T, w *world) {
-	master, err := w.images.SmallWith(t.Context(), hangs(1))
+	master, err := w.images.SmallWith(t.Context(), w.dir, hangs(1))
 	require.NoError(t, err)
 	l := w.newLab(t, "hangs-once", labOptions{master: master, change: short})
 	l.worker(t)
@@ -238,7 +238,7 @@ func stages(phase reservation.PhaseRecord) []string {
 }
 
 func testHangs(t *testing.T, w *world) {
-	master, err := w.images.SmallWith(t.Context(), hangs(1000))
+	master, err := w.images.SmallWith(t.Context(), w.dir, hangs(1000))
 	require.NoError(t, err)
 	l := w.newLab(t, "hangs", labOptions{master: master, change: func(i *reservation.Image) {
 		i.Attempts = 2
@@ -271,7 +271,7 @@ func testDies(t *testing.T, w *world) {
 }
 
 func testOtherKey(t *testing.T, w *world) {
-	master, err := w.images.SmallWith(t.Context(), map[string]string{"etc/rc.late/10-key": `
+	master, err := w.images.SmallWith(t.Context(), w.dir, map[string]string{"etc/rc.late/10-key": `
 rm -f /etc/ssh/ssh_host_ed25519_key
 ssh-keygen -q -t ed25519 -N '' -C '' -f /etc/ssh/ssh_host_ed25519_key
 `})
@@ -290,7 +290,7 @@ ssh-keygen -q -t ed25519 -N '' -C '' -f /etc/ssh/ssh_host_ed25519_key
 // testDaemonKilled kills libvirtd under a load that brings its image, and under one that is configured. It is the one daemon
 // of all scenarios here, so each of them meets the same fault.
 func testDaemonKilled(t *testing.T, w *world) {
-	master, err := w.images.SmallWith(t.Context(), map[string]string{"etc/motd": "for the daemon's scenario\n"})
+	master, err := w.images.SmallWith(t.Context(), w.dir, map[string]string{"etc/motd": "for the daemon's scenario\n"})
 	require.NoError(t, err)
 	proxy := newProxy(t)
 	l := w.newLab(t, "daemon", labOptions{master: master, computers: 2, socket: proxy.path})
@@ -342,7 +342,7 @@ func holdAt(t *testing.T, w *world, prefix string, n int, p point) (*booking, *w
 	t.Helper()
 	o := labOptions{change: func(i *reservation.Image) { i.PostLoad.Scripts = []string{"linger"} }}
 	if p.fresh {
-		master, err := w.images.SmallWith(t.Context(), map[string]string{"etc/motd": prefix + " " + p.name + "\n"})
+		master, err := w.images.SmallWith(t.Context(), w.dir, map[string]string{"etc/motd": prefix + " " + p.name + "\n"})
 		require.NoError(t, err)
 		o.master = master
 	} else {
@@ -510,7 +510,7 @@ func testMasterDamaged(t *testing.T, w *world) {
 }
 
 func testTenLoads(t *testing.T, w *world) {
-	master, err := w.images.SmallWith(t.Context(), map[string]string{"etc/motd": "for ten\n"})
+	master, err := w.images.SmallWith(t.Context(), w.dir, map[string]string{"etc/motd": "for ten\n"})
 	require.NoError(t, err)
 	store := newStore(t, master)
 	l := w.newLab(t, "ten", labOptions{master: master, url: store.url, computers: 10})

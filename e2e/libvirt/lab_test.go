@@ -51,6 +51,7 @@ const (
 
 // world is what all tests share: a libvirt host, a Temporal server, a worker for the workflows.
 type world struct {
+	dir     string
 	host    *libvirthost.Host
 	images  *guestimage.Images
 	server  *devserver.Server
@@ -72,6 +73,7 @@ func newWorld(t *testing.T) *world {
 	// Not in t.TempDir: QEMU writes there until the host is stopped.
 	dir, err := os.MkdirTemp("/var/tmp", "berth-e2e-")
 	require.NoError(t, err)
+	w.dir = dir
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	w.host, err = libvirthost.Start(t.Context(), libvirthost.Options{Dir: dir})
 	require.NoError(t, err)

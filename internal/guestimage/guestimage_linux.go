@@ -118,24 +118,24 @@ func Build(ctx context.Context, o Options) (*Images, error) {
 	if i.Debian, err = read(filepath.Join(i.dir, "debian.qcow2")); err != nil {
 		return nil, err
 	}
-	if i.Small, err = i.small(ctx, nil); err != nil {
+	if i.Small, err = i.small(ctx, i.dir, nil); err != nil {
 		return nil, err
 	}
 	return i, nil
 }
 
-// SmallWith returns a small guest with files of its own: path to text. Shell scripts in /etc/rc.d run at each boot, before
-// the seed is read. It is built in seconds and kept like the others.
-func (i *Images) SmallWith(ctx context.Context, files map[string]string) (Image, error) {
+// SmallWith makes a small guest with files of its own, path to text, in a folder of the caller's. Shell scripts in /etc/rc.d run
+// at each boot before the seed is read, those in /etc/rc.late after it. It takes seconds.
+func (i *Images) SmallWith(ctx context.Context, dir string, files map[string]string) (Image, error) {
 	unlock, err := lock(ctx, filepath.Join(i.options.Dir, "lock"))
 	if err != nil {
 		return Image{}, err
 	}
 	defer unlock()
-	return i.small(ctx, files)
+	return i.small(ctx, dir, files)
 }
 
-func (i *Images) small(ctx context.Context, files map[string]string) (Image, error) {
+func (i *Images) small(ctx context.Context, dir string, files map[string]string) (Image, error) {
 	key, err := recipeKey(smallOnly)
 	if err != nil {
 		return Image{}, err
@@ -145,11 +145,11 @@ func (i *Images) small(ctx context.Context, files map[string]string) (Image, err
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		fmt.Fprintf(sum, "%q %q\n", name, files[name])
 	}
-	path := filepath.Join(i.dir, "small-"+hex.EncodeToString(sum.Sum(nil))[:12]+".qcow2")
+	path := filepath.Join(dir, "small-"+hex.EncodeToString(sum.Sum(nil))[:12]+".qcow2")
 	if _, err := os.Stat(path); err == nil {
 		return read(path)
 	}
-	work, recipe, err := i.workshop()
+	work, scripts, err := i.workshop()
 	if err != nil {
 		return Image{}, err
 	}
@@ -168,7 +168,7 @@ func (i *Images) small(ctx context.Context, files map[string]string) (Image, err
 		return Image{}, err
 	}
 	made := filepath.Join(work, "small.qcow2")
-	if err := i.run(ctx, filepath.Join(recipe, "small.sh"), i.dir, extra, filepath.Join(work, "root"), made); err != nil {
+	if err := i.run(ctx, filepath.Join(scripts, "small.sh"), i.dir, extra, filepath.Join(work, "root"), made); err != nil {
 		return Image{}, fmt.Errorf("build the small guest's image: %w", err)
 	}
 	if err := finish(made, path); err != nil {
@@ -177,9 +177,9 @@ func (i *Images) small(ctx context.Context, files map[string]string) (Image, err
 	return read(path)
 }
 
-// build makes the folder of this recipe, and removes those of others.
+// build makes the folder of this recipe, and removes old ones of others.
 func (i *Images) build(ctx context.Context) error {
-	work, recipe, err := i.workshop()
+	work, scripts, err := i.workshop()
 	if err != nil {
 		return err
 	}
@@ -189,22 +189,25 @@ func (i *Images) build(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	if err := i.run(ctx, filepath.Join(recipe, "build.sh"), filepath.Join(work, "tree"), i.options.Mirror, out); err != nil {
+	if err := i.run(ctx, filepath.Join(scripts, "build.sh"), filepath.Join(work, "tree"), i.options.Mirror, out); err != nil {
 		return err
 	}
 	i.options.Say(fmt.Sprintf("both images are built, in %s", time.Since(began).Round(time.Second)))
 	if err := finish(filepath.Join(out, "debian.qcow2"), filepath.Join(out, "debian.qcow2")); err != nil {
 		return err
 	}
+	// Another version of the recipe may be in use just now; one that nobody has built for a week is not.
+	const unused = 7 * 24 * time.Hour
 	old, err := os.ReadDir(i.options.Dir)
 	if err != nil {
 		return err
 	}
 	for _, entry := range old {
-		if entry.IsDir() && filepath.Join(i.options.Dir, entry.Name()) != work {
-			if err := os.RemoveAll(filepath.Join(i.options.Dir, entry.Name())); err != nil {
-				return err
-			}
+		if info, err := entry.Info(); err != nil || !entry.IsDir() || time.Since(info.ModTime()) < unused {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(i.options.Dir, entry.Name())); err != nil {
+			return err
 		}
 	}
 	return os.Rename(out, i.dir)
