@@ -361,17 +361,16 @@ func (l *hostLab) bareLoop(ctx context.Context, computer string) (time.Duration,
 	}()
 	at := slices.IndexFunc(l.catalog.Computers, func(c reservation.Computer) bool { return c.Name == computer })
 	config := &ssh.ClientConfig{User: "root", Auth: []ssh.AuthMethod{ssh.PublicKeys(l.signer)},
-		HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 5 * time.Second}
+		HostKeyCallback: ssh.InsecureIgnoreHostKey()}
 	address := net.JoinHostPort(l.catalog.Computers[at].Address, "22")
 	began := time.Now()
 	if _, err := l.host.Virsh(ctx, "start", computer); err != nil {
 		return 0, err
 	}
 	for {
-		guest, err := ssh.Dial("tcp", address, config)
+		err := login(ctx, address, config)
 		if err == nil {
-			took := time.Since(began)
-			return took, guest.Close()
+			return time.Since(began), nil
 		}
 		select {
 		case <-ctx.Done():
@@ -379,4 +378,22 @@ func (l *hostLab) bareLoop(ctx context.Context, computer string) (time.Duration,
 		case <-time.After(bareEvery):
 		}
 	}
+}
+
+// login tries once. The connection gets little time, because one that was begun before the guest had its address is late by
+// seconds; a guest that listens gets more.
+func login(ctx context.Context, address string, config *ssh.ClientConfig) error {
+	conn, err := (&net.Dialer{Timeout: 500 * time.Millisecond}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
+		return err
+	}
+	guest, _, _, err := ssh.NewClientConn(conn, address, config)
+	if err != nil {
+		return err
+	}
+	return guest.Close()
 }
