@@ -8,9 +8,8 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ENV CGO_ENABLED=0
-RUN go build -trimpath -tags timetzdata -ldflags=-s -o /image/ ./worker ./starter ./simsite
-# Where the catalog and the simulated site are mounted; a new volume takes their owner over.
-RUN mkdir -p /owned/etc/berth /owned/var/lib/simsite
+# The folders are where the catalog and the simulated site are mounted; a new volume takes their owner over.
+RUN go build -trimpath -tags timetzdata -ldflags=-s -o /image/ ./worker ./starter ./simsite && mkdir -p /owned/etc/berth /owned/var/lib/simsite
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
