@@ -39,6 +39,9 @@ const (
 	TypeFault  = "Fault"
 )
 
+// Outlived is what the reason of a phase that outlived its limit begins with.
+const Outlived = "not done within its limit"
+
 // WorkflowQueue is the task queue of the workflows.
 const WorkflowQueue = "berth"
 

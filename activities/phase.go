@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
@@ -40,6 +42,7 @@ type phase struct {
 	deadline time.Time     // a little before the server's own: after that one the SDK keeps our answer to itself
 	silence  time.Duration // without a heartbeat, after which the server gives the phase to another worker; 0: never
 	changed  chan struct{} // cap 1: there is something to tell
+	span     trace.Span    // of this try, in the load's trace; records nothing if there is none
 
 	// record sends one heartbeat and returns what the server says to it. We send them ourselves: the SDK gives one no longer
 	// than its throttle, and ends the activity when that passes, so a server that is busy for a second would end every phase.
@@ -53,7 +56,7 @@ type phase struct {
 
 func newPhase(ctx context.Context, options Options, request PhaseRequest) *phase {
 	info := activity.GetInfo(ctx)
-	p := &phase{options: options, request: request, info: info, silence: info.HeartbeatTimeout,
+	p := &phase{options: options, request: request, info: info, silence: info.HeartbeatTimeout, span: trace.SpanFromContext(ctx),
 		changed: make(chan struct{}, 1), sending: make(chan struct{}, 1)}
 	p.record = func(call context.Context, progress reservation.Progress) error {
 		if options.Client == nil {
@@ -227,6 +230,7 @@ func (p *phase) enterStage(name, detail string) bool {
 		stages = slices.Delete(stages, 0, 1)
 	}
 	p.progress.Stages = append(stages, reservation.Stage{Name: name, Detail: detail, Began: now})
+	p.span.AddEvent(name, trace.WithAttributes(attribute.String("berth.detail", detail)))
 	return true
 }
 
@@ -279,7 +283,7 @@ func (p *phase) outlived(cause error) error {
 		}
 	}
 	p.mu.Unlock()
-	return reservation.Reload(fmt.Sprintf("not done within its limit of %s: %s", p.request.Limit, where), cause)
+	return reservation.Reload(fmt.Sprintf(Outlived+" of %s: %s", p.request.Limit, where), cause)
 }
 
 // finish ends the last stage and returns the phase's result.

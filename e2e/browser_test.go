@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,7 +21,11 @@ import (
 // pageLimit is how long a page of the Web UI may take to show what is looked for.
 const pageLimit = 60 * time.Second
 
-const windowWidth = 1440
+// The window that the Web UI is looked at in.
+const (
+	windowWidth  = 1440
+	windowHeight = 1000
+)
 
 // browser is a headless Chromium that looks at one Web UI.
 type browser struct {
@@ -34,7 +39,7 @@ func newBrowser(t *testing.T, webUI string) *browser {
 	path := chromium(t)
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(path),
-		chromedp.WindowSize(windowWidth, 1000),
+		chromedp.WindowSize(windowWidth, windowHeight),
 		chromedp.UserDataDir(filepath.Join(t.TempDir(), "profile")),
 		// Nothing here comes from elsewhere, and root has no user namespace for Chromium's sandbox.
 		chromedp.NoSandbox,
@@ -67,10 +72,50 @@ func chromium(t *testing.T) string {
 // open opens a page of the default namespace and waits until it shows each of the texts.
 func (b *browser) open(t *testing.T, page string, texts ...string) {
 	t.Helper()
+	b.visit(t, b.webUI+"/namespaces/default/"+page, texts...)
+}
+
+// visit opens an address and waits until it shows each of the texts, in a window of the usual size.
+func (b *browser) visit(t *testing.T, address string, texts ...string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
 	defer cancel()
-	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(b.webUI+"/namespaces/default/"+page)))
+	require.NoError(t, chromedp.Do(ctx, chromedp.EmulateViewport(windowWidth, windowHeight)))
+	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(address)))
 	b.shows(t, texts...)
+}
+
+// firstScreen waits until each of the texts stands where a person sees it who has just opened the page.
+func (b *browser) firstScreen(t *testing.T, texts ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
+	defer cancel()
+	for _, text := range texts {
+		script := fmt.Sprintf(`(() => {
+			const all = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+			while (all.nextNode()) {
+				if (!all.currentNode.data.includes(%q)) continue;
+				const range = document.createRange();
+				range.selectNodeContents(all.currentNode);
+				const box = range.getBoundingClientRect();
+				if (box.width > 0 && box.top >= 0 && box.bottom <= innerHeight && box.left >= 0 && box.left < innerWidth) return true;
+			}
+			return false;
+		})()`, text)
+		if _, err := chromedp.Run(ctx, chromedp.Poll[bool](script, chromedp.WithPollingInterval(200*time.Millisecond), chromedp.WithPollingTimeout(0))); err != nil {
+			t.Fatalf("the first screen does not show %q (%v); the page shows:\n%s", text, err, b.text())
+		}
+	}
+}
+
+// width returns how wide the first element of a CSS selector is, in pixels.
+func (b *browser) width(t *testing.T, selector string) float64 {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
+	defer cancel()
+	width, err := chromedp.Run(ctx, chromedp.Evaluate[float64](fmt.Sprintf("document.querySelector(%q).getBoundingClientRect().width", selector)))
+	require.NoError(t, err)
+	return width
 }
 
 // allText is JavaScript for the text of a page and its frames: the Web UI renders Markdown in a frame.
@@ -133,7 +178,7 @@ func (b *browser) picture(t *testing.T, height int64) []byte {
 	return png
 }
 
-// reservationPage is the page of a run, such as "user-metadata" or "timeline".
+// reservationPage is the page of a run, such as "user-metadata" or "timeline"; "" is what a link from the list leads to.
 func reservationPage(workflowID, runID, tab string) string {
-	return "workflows/" + url.PathEscape(workflowID) + "/" + runID + "/" + tab
+	return strings.TrimSuffix("workflows/"+url.PathEscape(workflowID)+"/"+runID+"/"+tab, "/")
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -153,19 +154,33 @@ func (d *demonstration) leavesNothing(t *testing.T) {
 	require.Eventually(t, func() bool { return len(d.left()) == 0 }, endLimit, 50*time.Millisecond, "still running: %v", d.left())
 }
 
-// show asks the production command line how a reservation of the demonstration stands.
-func (d *demonstration) show(t *testing.T, name string) loadlog.View {
+// temporal returns where the demonstration's Temporal server listens. What the demonstration says of it comes at its end.
+func (d *demonstration) temporal(t *testing.T) string {
 	t.Helper()
-	command := exec.Command("../bin/starter", "show", name, "-o", "json")
-	command.Env = append(os.Environ(), "BERTH_TEMPORAL_ADDRESS="+d.says(t, startLimit, `BERTH_TEMPORAL_ADDRESS=(\S+)`))
+	found := regexp.MustCompile(`temporal server start-dev --ip (\S+) --port (\d+)`).FindStringSubmatch(strings.Join(d.left(), "\n"))
+	require.NotNil(t, found, "no Temporal server runs")
+	return found[1] + ":" + found[2]
+}
+
+// starter runs the production command line against the demonstration, and returns what it wrote.
+func (d *demonstration) starter(t *testing.T, args ...string) []byte {
+	t.Helper()
+	command := exec.Command("../bin/starter", args...)
+	command.Env = append(os.Environ(), "BERTH_TEMPORAL_ADDRESS="+d.temporal(t))
 	out, err := command.Output()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		t.Fatalf("starter show %s: %v: %s", name, err, exit.Stderr)
+		t.Fatalf("starter %s: %v: %s", strings.Join(args, " "), err, exit.Stderr)
 	}
 	require.NoError(t, err)
+	return out
+}
+
+// show asks how a reservation of the demonstration stands.
+func (d *demonstration) show(t *testing.T, name string) loadlog.View {
+	t.Helper()
 	var view loadlog.View
-	require.NoError(t, json.Unmarshal(out, &view))
+	require.NoError(t, json.Unmarshal(d.starter(t, "show", name, "-o", "json"), &view))
 	return view
 }
 
@@ -175,29 +190,78 @@ func TestTheDemonstrationInABrowser(t *testing.T) {
 	webUI := d.says(t, startLimit, `Web UI: (http://\S+)`)
 	b := newBrowser(t, webUI)
 	b.chooseColumns(t, "Status", "BerthReservation", "BerthUser", "BerthImage", "BerthComputer", "BerthPhase", "BerthAttempt", "BerthOutcome")
+	pictures := map[string][]byte{}
+
+	// One that is being loaded: its clone takes 40 s.
+	d.says(t, startLimit, `(worker-killed +vm-04 +load .*clone)`)
+	running := d.show(t, "worker-killed")
+	b.open(t, reservationPage(running.WorkflowID, running.RunID, "user-metadata"),
+		running.User+": "+running.Image+" on "+running.Computer, // the summary
+		"attempt 1 of", "running, limit", // the current details
+	)
+	b.open(t, reservationPage(running.WorkflowID, running.RunID, "pending-activities"),
+		"Load", "worker@", "clone", // the activity, who is at it, and the stage in its heartbeat
+	)
+	pictures["running"] = b.picture(t, windowHeight)
 
 	d.says(t, batchLimit, `(\d+) of 12 as expected`)
 	d.says(t, time.Second, `(12) of 12 as expected`)
 
-	// A visibility store is a moment behind.
-	for _, outcome := range []string{"ready", "failed", "cancelled"} {
-		b.open(t, "workflows?query="+`BerthOutcome%3D%22`+outcome+`%22`, "BerthOutcome", "debian12")
+	// The list, filtered by each of our search attributes. A visibility store is a moment behind.
+	for _, c := range []struct{ query, there, notThere string }{
+		{`BerthOutcome="ready"`, "worker-killed", "cancelled"},
+		{`BerthOutcome="failed"`, "fails", "worker-killed"},
+		{`BerthOutcome="cancelled"`, "cancelled", "worker-killed"},
+		{`BerthReservation="works"`, "works", "fails"},
+		{`BerthUser="ben"`, "slow", "fails"},
+		{`BerthImage="ubuntu2404-r1"`, "reload", "works"},
+		{`BerthComputer="vm-05"`, "fails", "works"},
+		{`BerthProvisioner="xcat"`, "bare-metal", "works"},
+		{`BerthOS="windows 2022"`, "slow-sysprep", "windows-xp"},
+		{`BerthPhase="ready" AND BerthAttempt=2`, "windows7-reload", "works"},
+	} {
+		b.open(t, "workflows?query="+url.QueryEscape(c.query), c.there)
+		require.NotRegexp(t, `(?m)^`+c.notThere+`$`, b.text(), "the list of %s", c.query)
 	}
 	b.open(t, "workflows", "works", "slow", "reload", "worker-killed", "fails", "cancelled", "windows-xp", "bare-metal", "BerthPhase", "ended")
-	list := b.picture(t, 880)
+	pictures["list"] = b.picture(t, 880)
 
+	// One that needed two attempts.
 	view := d.show(t, "reload")
 	b.open(t, reservationPage(view.WorkflowID, view.RunID, "user-metadata"),
 		view.User+": "+view.Image+" on "+view.Computer, // the summary
 		"attempt 2 of", view.HostKey, "post-load", "reload: ", // the current details
 		view.Image+" on "+view.Computer+", attempt 1 of", // an activity's summary
 	)
-	load := b.picture(t, 1280)
+	pictures["load"] = b.picture(t, 1280)
+
+	// One that failed: why stands on the first screen, without a click or a turn of the wheel.
+	failed := d.show(t, "fails")
+	b.open(t, reservationPage(failed.WorkflowID, failed.RunID, ""), "Failed")
+	b.firstScreen(t, "the guest does not show the host key that was handed to it", "post-load: "+failed.Image+" on "+failed.Computer)
+	pictures["failed"] = b.picture(t, windowHeight)
+
+	// One that is over: its history is read by its summaries.
+	d.starter(t, "release", "works", "--wait")
+	over := d.show(t, "works")
+	b.open(t, reservationPage(over.WorkflowID, over.RunID, "history"), "Completed",
+		"load: "+over.Image+" on "+over.Computer+", attempt 1 of", "post-load: "+over.Image, "unload: "+over.Computer, "the reservation's end")
+	pictures["history"] = b.picture(t, 1280)
+
+	// What is attached to a ticket.
+	page := filepath.Join(t.TempDir(), "reload.html")
+	d.starter(t, "history", "reload", "--html", page)
+	b.visit(t, "file://"+page, "Attempt 1", "Attempt 2", "reload: the guest is not up", "What happened", "power reset")
+	b.firstScreen(t, "ready, attempt 2 of 3", "Attempt 1")
+	require.Positive(t, b.width(t, "tr.warn.phase i"), "the lost phase has a bar")
+	pictures["ticket"] = b.picture(t, 1160)
+
 	if updatePictures() {
 		folder := filepath.Join("..", "docs", "pictures")
 		require.NoError(t, os.MkdirAll(folder, 0o755))
-		require.NoError(t, os.WriteFile(filepath.Join(folder, "list.png"), list, 0o644))
-		require.NoError(t, os.WriteFile(filepath.Join(folder, "load.png"), load, 0o644))
+		for name, picture := range pictures {
+			require.NoError(t, os.WriteFile(filepath.Join(folder, name+".png"), picture, 0o644))
+		}
 	}
 
 	d.signal(syscall.SIGINT)

@@ -182,7 +182,7 @@ func (w *world) startWorker(t *testing.T, name string, o workerOptions) *workerP
 	p := &workerProcess{log: filepath.Join(t.TempDir(), name+".log")}
 	env := append(os.Environ(), "BERTH_TEMPORAL_ADDRESS="+o.temporal, "BERTH_TEMPORAL_NAMESPACE="+w.server.Namespace, "BERTH_LISTEN=", "BERTH_LOG_LEVEL=debug")
 	var err error
-	p.Process, err = process.Start(process.Options{Path: program, Env: append(env, o.env...), Log: p.log})
+	p.Process, err = process.Start(process.Options{Path: program, Env: append(append(env, w.env...), o.env...), Log: p.log})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		p.Kill()
@@ -571,6 +571,7 @@ func (l *lab) starter(t *testing.T, args ...string) (stdout, stderr string, code
 	var out, complaints bytes.Buffer
 	env := append(os.Environ(), "BERTH_TEMPORAL_ADDRESS="+l.world.server.Address, "BERTH_TEMPORAL_NAMESPACE="+l.world.server.Namespace,
 		"BERTH_TEMPORAL_PATIENCE=30s", "BERTH_CATALOG="+l.catalog, "BERTH_USER=ana")
+	env = append(env, l.world.env...)
 	p, err := process.Start(process.Options{Path: l.world.starter, Args: args, Env: env, Stdout: &out, Stderr: &complaints})
 	require.NoError(t, err)
 	defer p.Kill()

@@ -58,6 +58,7 @@ func TestBerth(t *testing.T) {
 		{"a worker that was paused clones nothing for a reservation that is over", testPausedAndOver},
 		{"guests", testGuests},
 		{"a computer has one holder", testHolder},
+		{"traces and metrics", testSeen},
 	} {
 		t.Run(one.name, func(t *testing.T) {
 			t.Parallel()
@@ -94,6 +95,7 @@ type world struct {
 	certificate tls.Certificate // of the proxies before vCenters
 	thumbprint  string
 	workflows   *workerProcess
+	env         []string      // of every worker, and of the command line
 	starting    chan struct{} // bounds how many processes start at a time
 }
 

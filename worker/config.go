@@ -15,10 +15,12 @@ import (
 
 	"github.com/agnivade/levenshtein"
 	"github.com/kelseyhightower/envconfig"
+	profiles "go.temporal.io/sdk/contrib/envconfig"
 
 	"berth/internal/catalog"
 	"berth/internal/logging"
 	"berth/internal/temporalclient"
+	"berth/internal/tracing"
 	"berth/provisioners/vmware"
 	"berth/provisioners/xcat"
 	"berth/reservation"
@@ -34,6 +36,7 @@ type config struct {
 	Scripts      string   `envconfig:"BERTH_SCRIPTS" desc:"folder of the site's own scripts; empty: none"`
 
 	temporalclient.Settings
+	Tracing tracing.Settings
 
 	LogLevel  string `envconfig:"BERTH_LOG_LEVEL" default:"info" desc:"debug, info, warn or error"`
 	LogFormat string `envconfig:"BERTH_LOG_FORMAT" default:"json" desc:"json, or console for reading in a terminal"`
@@ -60,6 +63,11 @@ func readConfig() (config, error) {
 			bad[v.name] = true
 		}
 	}
+	settings, err := c.Settings.WithProfile(profiles.EnvLookupOS)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	c.Settings = settings
 	// A variable that could not be read has its fault already.
 	for _, fault := range flatten(c.validate()) {
 		var field *reservation.FieldError
@@ -118,7 +126,7 @@ func (c *config) validate() error {
 	if c.StopTimeout < 0 {
 		fault("BERTH_STOP_TIMEOUT", c.StopTimeout.String(), "give a duration, such as 25s, or 0s for none")
 	}
-	faults = append(faults, c.Settings.Validate())
+	faults = append(faults, c.Settings.Validate(), c.Tracing.Validate())
 	return errors.Join(faults...)
 }
 
@@ -143,9 +151,12 @@ func variables(config reflect.Value) []variable {
 	var all []variable
 	for i := range config.NumField() {
 		field := config.Type().Field(i)
-		if field.Anonymous {
+		if field.Type.Kind() == reflect.Struct {
 			all = append(all, variables(config.Field(i))...)
 			continue
+		}
+		if field.Tag.Get("envconfig") == "" {
+			continue // of no variable's
 		}
 		all = append(all, variable{name: field.Tag.Get("envconfig"), field: field, value: config.Field(i)})
 	}
@@ -199,6 +210,9 @@ environment:
 	table.Flush()
 	fmt.Fprintf(w, `
 "worker health" asks the worker that runs with the same environment whether it is ready, and says so by its exit code.
+
+Without BERTH_TEMPORAL_ADDRESS, what the variables of Temporal leave open comes from Temporal's own profiles:
+TEMPORAL_PROFILE, TEMPORAL_CONFIG_FILE, TEMPORAL_ADDRESS and so on. OpenTelemetry's further variables count, too.
 
 Secrets are named in the catalog, which says for each the variable or the file that it is read from.
 

@@ -12,7 +12,6 @@ import (
 
 	"github.com/rs/zerolog"
 	"go.temporal.io/sdk/client"
-	"go.temporal.io/sdk/interceptor"
 	"go.temporal.io/sdk/worker"
 	"golang.org/x/term"
 
@@ -20,12 +19,14 @@ import (
 	"berth/internal/logging"
 	"berth/internal/metrics"
 	"berth/internal/temporalclient"
+	"berth/internal/tracing"
 	"berth/osmodules"
 	"berth/provisioners"
 	"berth/workflows"
 )
 
-// closeLimit bounds what is left to do once the queues are no longer served: logging out of vCenters.
+// closeLimit bounds what is left to do once the queues are no longer served: logging out of vCenters, sending the last
+// traces.
 const closeLimit = 10 * time.Second
 
 // run is one life of the worker: it checks everything, serves its queues until the context ends, and hands over. Its
@@ -63,6 +64,7 @@ type program struct {
 
 	stopListening func()
 	modules       *modules
+	tracing       *tracing.Tracing
 	client        client.Client
 }
 
@@ -99,11 +101,20 @@ func (p *program) listen() error {
 // connect connects to Temporal and sees that the namespace and the search attributes are there.
 func (p *program) connect(ctx context.Context) error {
 	settings := p.config.Settings
+	var err error
+	p.tracing, err = tracing.New(ctx, tracing.Options{
+		Settings: p.config.Tracing, Service: "berth-worker", Identity: p.identity,
+		Failed: func(err error) { p.log.Warn().Str("error", err.Error()).Msg("traces are lost") },
+	})
+	if err != nil {
+		return err
+	}
 	c, err := temporalclient.Dial(ctx, temporalclient.Options{
-		Settings: settings,
-		Identity: p.identity,
-		Logger:   logging.Temporal(p.log),
-		Metrics:  p.metrics.Handler(),
+		Settings:     settings,
+		Identity:     p.identity,
+		Logger:       logging.Temporal(p.log),
+		Metrics:      p.metrics.Handler(),
+		Interceptors: p.tracing.Client(),
 		Waiting: func(err error) {
 			p.log.Warn().Str("address", settings.Address).Str("error", err.Error()).Stringer("patience", settings.Patience).Msg("waiting for Temporal")
 		},
@@ -140,6 +151,9 @@ func (p *program) serve(ctx context.Context) error {
 		p.log.Info().Strs("queues", queues).Str("identity", p.identity).Str("temporal", p.config.Address).Str("namespace", p.config.Namespace).Msg("the worker serves")
 		watching, stopWatching := context.WithCancel(ctx)
 		go p.health.watch(watching, p.client)
+		if p.config.Workflows {
+			go countHeld(watching, p.client, p.metrics)
+		}
 		select {
 		case <-ctx.Done():
 			p.log.Info().Stringer("limit", p.config.StopTimeout).Msg("stopping: no more work is taken, running phases hand over")
@@ -175,7 +189,7 @@ func (p *program) workers(fatal func(error)) ([]worker.Worker, []string) {
 		WorkerStopTimeout:                      p.config.StopTimeout,
 		MaxHeartbeatThrottleInterval:           activities.HeartbeatThrottle,
 		DisableRegistrationAliasing:            true,
-		Interceptors:                           []interceptor.WorkerInterceptor{logging.Interceptor()},
+		Interceptors:                           append(p.tracing.Worker(), logging.Interceptor()),
 		OnFatalError:                           fatal,
 	}
 	var workers []worker.Worker
@@ -205,6 +219,11 @@ func (p *program) close() {
 	}
 	if p.client != nil {
 		p.client.Close()
+	}
+	if p.tracing != nil {
+		if err := p.tracing.Close(closeLimit); err != nil {
+			p.log.Warn().Str("error", err.Error()).Msg("traces are lost")
+		}
 	}
 	if p.stopListening != nil {
 		p.stopListening()

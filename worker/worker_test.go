@@ -42,6 +42,7 @@ import (
 	"berth/internal/logging"
 	"berth/internal/metrics"
 	"berth/internal/temporalclient"
+	"berth/internal/tracing"
 	"berth/reservation"
 	"berth/workflows"
 )
@@ -62,10 +63,13 @@ func TestMain(m *testing.M) {
 	}
 	// What the machine's own environment says about a worker is nothing to these tests.
 	for _, pair := range os.Environ() {
-		if name, _, _ := strings.Cut(pair, "="); strings.HasPrefix(name, "BERTH_") && name != devserver.EnvCLI {
+		name, _, _ := strings.Cut(pair, "=")
+		ours := strings.HasPrefix(name, "BERTH_") && name != devserver.EnvCLI
+		if ours || strings.HasPrefix(name, "TEMPORAL_") || strings.HasPrefix(name, "OTEL_") {
 			os.Unsetenv(name)
 		}
 	}
+	os.Setenv("TEMPORAL_CONFIG_FILE", os.DevNull)
 	os.Exit(m.Run())
 }
 
@@ -226,6 +230,7 @@ func TestTheEnvironmentIsReadWithItsDefaults(t *testing.T) {
 	require.Equal(t, config{
 		Provisioners: []string{"vmware"}, Workflows: true, Catalog: "catalog.yaml", Sites: []string{"lab", "other"},
 		Settings: temporalclient.Settings{Address: "127.0.0.1:7233", Namespace: "default", Patience: 30 * time.Second},
+		Tracing:  tracing.Settings{Protocol: tracing.ProtocolHTTP, Exporter: "otlp"},
 		LogLevel: "info", LogFormat: "json", Listen: "", Slots: 7, WorkflowSlots: 1000, StopTimeout: 25 * time.Second,
 	}, c)
 }
@@ -449,12 +454,13 @@ func TestTheWorkerServesAndOutlivesALossOfTemporal(t *testing.T) {
 	require.Equal(t, workflows.TypeFailed, failed.Type())
 	require.ErrorContains(t, err, "not-there")
 
+	page(t, http+"/metrics") // what is counted is zero the first time
 	_, metrics := page(t, http+"/metrics")
 	for _, line := range []string{
 		`berth_loads_total{os="linux",outcome="failed",provisioner="vmware"} 1`,
-		`berth_phase_seconds_count{os="linux",phase="load",provisioner="vmware",verdict="fail"} 1`,
+		`berth_phase_seconds_count{image="debian12-r3",os="linux",phase="load",provisioner="vmware",verdict="fail"} 1`,
 		`berth_vsphere_calls_total{method="Login",vcenter="lab"} 1`,
-		`berth_worker_ready 1`, `berth_guests_waiting 0`, `temporal_worker_start_total{`, `temporal_activity_execution_latency_seconds_count{`, `go_goroutines `,
+		`berth_worker_ready 1`, `berth_computers_held{phase="ready"} 0`, `berth_guests_waiting 0`, `temporal_worker_start_total{`, `temporal_activity_execution_latency_seconds_count{`, `go_goroutines `,
 	} {
 		require.Contains(t, metrics, line)
 	}

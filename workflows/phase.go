@@ -98,6 +98,7 @@ func (l *life) phase(ctx workflow.Context, plan phasePlan) (activities.PhaseResu
 		workflow.GetLogger(ctx).Warn("the workers of the queue are busy, waiting on", "reservation", l.r.Name, "queue", l.status.Queue)
 		result, err = l.execute(ctx, plan)
 	}
+	reason := reloadReason(err)
 	err = l.verdict(ctx, err, &result)
 
 	record := &l.status.Phases[len(l.status.Phases)-1]
@@ -109,7 +110,7 @@ func (l *life) phase(ctx workflow.Context, plan phasePlan) (activities.PhaseResu
 	if !temporal.IsCanceledError(err) {
 		record.Verdict = reservation.VerdictOf(err)
 	}
-	l.measure(ctx, *record)
+	l.measure(ctx, *record, reason)
 	l.describe(ctx)
 	return result, err
 }
@@ -174,7 +175,7 @@ func (l *life) verdict(ctx workflow.Context, err error, result *activities.Phase
 	var application *temporal.ApplicationError
 	switch {
 	case errors.As(err, &timeout):
-		reason := "not done within its limit"
+		reason := activities.Outlived
 		if timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_HEARTBEAT {
 			reason = "its worker was lost and there was no time left for another"
 		}

@@ -1,13 +1,16 @@
 package workflows
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
+	"berth/activities"
 	"berth/reservation"
 )
 
@@ -123,17 +126,48 @@ func (l *life) count(ctx workflow.Context, outcome reservation.Outcome) {
 	}).Counter("berth_loads").Inc(1)
 }
 
-// measure records how long a phase took, and counts reloads.
-func (l *life) measure(ctx workflow.Context, record reservation.PhaseRecord) {
+// Why an attempt is lost, as the metrics tell it: few values, whatever the modules say.
+const (
+	reasonModule = "module"      // the module said so
+	reasonLimit  = "limit"       // the phase outlived its limit
+	reasonLost   = "lost-worker" // its worker was lost, and no time was left for another
+	reasonFaults = "faults"      // faults of ours until its time was up
+)
+
+// reloadReason returns why what an activity ended with costs an attempt, if it does.
+func reloadReason(err error) string {
+	var timeout *temporal.TimeoutError
+	var application *temporal.ApplicationError
+	switch {
+	case errors.As(err, &timeout) && timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_HEARTBEAT:
+		return reasonLost
+	case errors.As(err, &timeout), errors.As(err, &application) && strings.HasPrefix(application.Message(), activities.Outlived):
+		return reasonLimit
+	case errors.As(err, &application) && application.Type() == activities.TypeReload:
+		return reasonModule
+	default:
+		return reasonFaults
+	}
+}
+
+// measure records how long a phase took, and counts reloads by their reason.
+func (l *life) measure(ctx workflow.Context, record reservation.PhaseRecord, reason string) {
 	verdict := string(record.Verdict)
 	if verdict == "" {
 		verdict = "none"
 	}
 	handler := workflow.GetMetricsHandler(ctx)
 	handler.WithTags(map[string]string{
-		"phase": string(record.Phase), "provisioner": l.r.Computer.Provisioner, "os": string(l.r.Image.OS.Family), "verdict": verdict,
+		"phase": string(record.Phase), "provisioner": l.r.Computer.Provisioner, "os": string(l.r.Image.OS.Family),
+		"image": l.r.Image.String(), "verdict": verdict,
 	}).Timer("berth_phase").Record(record.Ended.Sub(record.Began))
 	if record.Verdict == reservation.VerdictReload {
-		handler.WithTags(map[string]string{"provisioner": l.r.Computer.Provisioner, "phase": string(record.Phase)}).Counter("berth_reloads").Inc(1)
+		stage := ""
+		if n := len(record.Stages); n > 0 {
+			stage = record.Stages[n-1].Name
+		}
+		handler.WithTags(map[string]string{
+			"provisioner": l.r.Computer.Provisioner, "phase": string(record.Phase), "image": l.r.Image.String(), "stage": stage, "reason": reason,
+		}).Counter("berth_reloads").Inc(1)
 	}
 }

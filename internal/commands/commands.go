@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/interceptor"
 	"golang.org/x/term"
 
 	"berth/internal/catalog"
@@ -38,6 +39,8 @@ type Tools struct {
 	Now    func() time.Time         // in the location that times are read and written in
 
 	Temporal temporalclient.Settings // where Temporal is, unless flags say otherwise
+	// Interceptors are what the client of Temporal is made with; nil is none.
+	Interceptors []interceptor.ClientInterceptor
 	// Dial connects to Temporal; nil is temporalclient.Dial.
 	Dial func(context.Context, temporalclient.Options) (client.Client, error)
 	// Validators check what only a provisioner understands of a catalog, by provisioner type.
@@ -144,6 +147,8 @@ const environmentHelp = `Environment:
   BERTH_TEMPORAL_NAMESPACE its namespace (default "default")
   BERTH_TEMPORAL_TLS_*     CA, CERT, KEY and SERVER_NAME: PEM files and the name to check, as for the worker
   BERTH_TEMPORAL_PATIENCE  how long it is waited for (default 3s)
+  TEMPORAL_PROFILE, ...    Temporal's own profiles, where nothing above names the address
+  OTEL_EXPORTER_OTLP_*     OpenTelemetry's variables: where traces go
   NO_COLOR                 anything but empty: no colours (there are none either where the output is no terminal)
 `
 

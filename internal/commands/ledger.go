@@ -76,7 +76,7 @@ func (r run) computer() string { return strings.TrimPrefix(r.id, hold.WorkflowID
 func (s *session) settings() temporalclient.Settings {
 	settings := s.Temporal
 	if s.address != "" {
-		settings.Address = s.address
+		settings = settings.At(s.address)
 	}
 	if s.namespace != "" {
 		settings.Namespace = s.namespace
@@ -97,7 +97,7 @@ func (s *session) ledger(ctx context.Context) (*ledger, error) {
 		}
 		c, err := s.Dial(ctx, temporalclient.Options{
 			// The identity stands in load logs beside whatever somebody asked for.
-			Settings: settings, Identity: temporalclient.Identity(who), Logger: logging.Temporal(zerolog.Nop()),
+			Settings: settings, Identity: temporalclient.Identity(who), Logger: logging.Temporal(zerolog.Nop()), Interceptors: s.Interceptors,
 		})
 		if err != nil {
 			return nil, err

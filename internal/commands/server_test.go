@@ -136,6 +136,21 @@ func oneLife(t *testing.T, s *stage) {
 	for _, text := range []string{"reserved: ana: debian12-r2 on vm-ok until ", ", by ana@", "asked: release, by ana@", "ended: released", "- time: warned, 2 s off"} {
 		require.Contains(t, got.stdout, text)
 	}
+	page := filepath.Join(t.TempDir(), "life.html")
+	got = s.run(t, "history", "life", "--html", page)
+	require.Equal(t, CodeOK, got.code)
+	require.Empty(t, got.stdout)
+	text, err := os.ReadFile(page)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "<title>life: released</title>")
+	require.Contains(t, s.run(t, "history", "life", "--html", "-").stdout, "<title>life: released</title>")
+	got = s.run(t, "history", "life", "--html", filepath.Join(page, "in-a-file.html"))
+	require.Equal(t, CodeInput, got.code)
+	require.Contains(t, got.stderr, "the page cannot be written: ")
+	got = s.run(t, "history", "life", "--html", page, "-o", "json")
+	require.Equal(t, CodeInput, got.code)
+	require.Contains(t, got.stderr, "--html and -o json are both given")
+
 	closed := s.until(t, func(a answer) bool { return strings.Contains(a.stdout, "life") }, "list", "--all", "--outcome", "released")
 	require.Regexp(t, `(?m)^life +ana +debian12-r2 +vm-ok +released `, closed.stdout)
 }

@@ -1,8 +1,10 @@
 package commands
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"runtime/debug"
 	"strings"
 
@@ -61,18 +63,25 @@ type historyAnswer struct {
 }
 
 func (s *session) history() *cobra.Command {
-	return &cobra.Command{
+	var page string
+	cmd := &cobra.Command{
 		Use:   "history NAME",
 		Short: "Show a reservation's load log: what happened when, and who asked for it",
 		Long: `Show a reservation's load log: what happened when, and who asked for it.
 
 It is read from the workflow's history and from what runs now, so it needs no worker. NAME is a reservation's name, or
-a computer's: the computer's last reservation is shown then, live or not.`,
-		Example:           "  starter history vm-01\n  starter history alice-vm-01-3f9c1 -o json",
+a computer's: the computer's last reservation is shown then, live or not.
+
+With --html it goes to a file as one page, with a timeline of phases and stages: something to attach to a ticket. The page
+needs nothing but a browser.`,
+		Example:           "  starter history vm-01\n  starter history alice-vm-01-3f9c1 -o json\n  starter history vm-01 --html vm-01.html",
 		Args:              exactly("one NAME", 1, 1),
 		ValidArgsFunction: s.completeNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
+			if page != "" && s.json() {
+				return &Failure{Code: CodeInput, Text: "--html and -o json are both given", Hint: "leave one of them out"}
+			}
 			l, found, err := s.named(ctx, args[0])
 			if err != nil {
 				return err
@@ -81,7 +90,12 @@ a computer's: the computer's last reservation is shown then, live or not.`,
 			if err != nil {
 				return err
 			}
-			log := loadlog.Read(events).Append(loadlog.LiveOf(found.described, s.Now()))
+			live := loadlog.LiveOf(found.described, s.Now())
+			log := loadlog.Read(events).Append(live)
+			if page != "" {
+				view := loadlog.View{Status: log.Status, WorkflowID: found.id, RunID: found.runID}
+				return s.writePage(page, log, view.WithLive(live))
+			}
 			if s.json() {
 				return s.writeJSON(historyAnswer{Reservation: log.Status.Reservation, Computer: log.Status.Computer, Outcome: string(log.Status.Outcome),
 					WorkflowID: found.id, RunID: found.runID, Events: len(events), Entries: log.Entries})
@@ -89,6 +103,24 @@ a computer's: the computer's last reservation is shown then, live or not.`,
 			return log.Write(s.Stdout, s.style(s.Stdout))
 		},
 	}
+	cmd.Flags().StringVar(&page, "html", "", "write one page to `FILE` (- is the standard output)")
+	return cmd
+}
+
+// writePage writes a load's page to a file, which it replaces.
+func (s *session) writePage(path string, log loadlog.Log, view loadlog.View) error {
+	var page bytes.Buffer
+	if err := log.WriteHTML(&page, view, s.style(s.Stdout)); err != nil {
+		return err
+	}
+	if path == "-" {
+		_, err := page.WriteTo(s.Stdout)
+		return err
+	}
+	if err := os.WriteFile(path, page.Bytes(), 0o644); err != nil {
+		return &Failure{Code: CodeInput, Text: "the page cannot be written: " + err.Error(), Hint: "name a file in a folder that is there and may be written", Cause: err}
+	}
+	return nil
 }
 
 func (s *session) watch() *cobra.Command {

@@ -174,17 +174,23 @@ func keyOf(labels map[string]string) string {
 // Describe describes nothing: what comes is not known beforehand.
 func (b *bridge) Describe(chan<- *prometheus.Desc) {}
 
-// Collect sends every series.
+// Collect sends every series. One of Berth's own that counts is sent as zero the first time: loads that fail or reload are
+// rare, and Prometheus' increase() takes a series that begins at 1 for one in which nothing has happened yet.
 func (b *bridge) Collect(metrics chan<- prometheus.Metric) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	for name, f := range b.families {
 		labels := slices.Sorted(maps.Keys(f.labels))
 		desc := prometheus.NewDesc(name, help(name), labels, nil)
+		fromZero := strings.HasPrefix(name, prefixBerth) && f.kind != kindGauge
 		for _, s := range f.series {
 			values := make([]string, len(labels))
 			for i, label := range labels {
 				values[i] = s.labels[label]
+			}
+			if fromZero && s.seen.CompareAndSwap(false, true) {
+				metrics <- newSeries(s.kind, name, nil).metric(desc, values)
+				continue
 			}
 			metrics <- s.metric(desc, values)
 		}
@@ -196,6 +202,7 @@ type series struct {
 	kind   kind
 	labels map[string]string
 	bits   atomic.Uint64 // a counter's whole number, or a gauge's float
+	seen   atomic.Bool   // it was collected once
 
 	mu      sync.Mutex // of a timer's histogram
 	bounds  []float64  // upper, in seconds

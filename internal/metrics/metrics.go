@@ -16,11 +16,12 @@ import (
 // handler, because only it knows outcomes and must not count them again in a replay.
 const (
 	NameLoads        = "berth_loads_total"         // {provisioner, os, outcome}
-	NameReloads      = "berth_reloads_total"       // {provisioner, phase}
-	NamePhase        = "berth_phase_seconds"       // {phase, provisioner, os, verdict}
+	NameReloads      = "berth_reloads_total"       // {provisioner, phase, image, stage, reason}
+	NamePhase        = "berth_phase_seconds"       // {phase, provisioner, os, image, verdict}
 	NameWaiting      = "berth_guests_waiting"      // guests whose answer this worker waits for
 	NameVSphereCalls = "berth_vsphere_calls_total" // {vcenter, method}
 	NameReady        = "berth_worker_ready"        // 1 if /readyz says yes
+	NameHeld         = "berth_computers_held"      // {phase}
 )
 
 // Metrics are one worker's metrics. They are safe for concurrent use.
@@ -29,6 +30,7 @@ type Metrics struct {
 	bridge   *bridge
 	waiting  prometheus.Gauge
 	ready    prometheus.Gauge
+	held     *prometheus.GaugeVec
 	vsphere  *prometheus.CounterVec
 }
 
@@ -39,9 +41,11 @@ func New() *Metrics {
 		bridge:   newBridge(),
 		waiting:  prometheus.NewGauge(prometheus.GaugeOpts{Name: NameWaiting, Help: "Guests whose answer this worker waits for."}),
 		ready:    prometheus.NewGauge(prometheus.GaugeOpts{Name: NameReady, Help: "1 if this worker serves its queues and Temporal answers it."}),
-		vsphere:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: NameVSphereCalls, Help: "vSphere API calls sent."}, []string{"vcenter", "method"}),
+		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: NameHeld,
+			Help: "Computers that a reservation holds now, by the phase that the reservation is in; every worker that serves workflows shows all."}, []string{"phase"}),
+		vsphere: prometheus.NewCounterVec(prometheus.CounterOpts{Name: NameVSphereCalls, Help: "vSphere API calls sent."}, []string{"vcenter", "method"}),
 	}
-	m.registry.MustRegister(m.bridge, m.waiting, m.ready, m.vsphere, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.bridge, m.waiting, m.ready, m.held, m.vsphere, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -62,6 +66,11 @@ func (m *Metrics) GuestsWaiting(delta int) { m.waiting.Add(float64(delta)) }
 // VSphereCall counts one call of a vCenter's API.
 func (m *Metrics) VSphereCall(vcenter, method string) {
 	m.vsphere.WithLabelValues(vcenter, method).Inc()
+}
+
+// Held says how many computers are held by reservations in a phase.
+func (m *Metrics) Held(phase string, computers int64) {
+	m.held.WithLabelValues(phase).Set(float64(computers))
 }
 
 // Ready says whether the worker is ready.
@@ -88,7 +97,7 @@ func help(name string) string {
 	case NameLoads:
 		return "Loads that are over, by outcome: ready, failed, cancelled, released or expired before they were ready, no-worker."
 	case NameReloads:
-		return "Attempts that ended with the verdict reload, by the phase that said so."
+		return "Attempts that ended with the verdict reload, by the phase and the stage that they had come to, and by reason: module, limit, lost-worker, faults."
 	case NamePhase:
 		return "How long phases took, by verdict: done, reload, fail, or none for one that was cancelled."
 	}

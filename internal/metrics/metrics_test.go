@@ -20,6 +20,9 @@ func sdkTags() map[string]string {
 
 func requireMetrics(t *testing.T, m *Metrics, want string, names ...string) {
 	t.Helper()
+	// The first time, what Berth counts is zero.
+	_, err := m.Gatherer().Gather()
+	require.NoError(t, err)
 	require.NoError(t, testutil.GatherAndCompare(m.Gatherer(), strings.NewReader(want), names...))
 }
 
@@ -40,7 +43,7 @@ func TestTheWorkflowsMetricsHaveTheirOwnLabelsAlone(t *testing.T) {
 # TYPE berth_loads_total counter
 berth_loads_total{os="linux",outcome="failed",provisioner="vmware"} 1
 berth_loads_total{os="linux",outcome="ready",provisioner="vmware"} 2
-# HELP berth_reloads_total Attempts that ended with the verdict reload, by the phase that said so.
+# HELP berth_reloads_total Attempts that ended with the verdict reload, by the phase and the stage that they had come to, and by reason: module, limit, lost-worker, faults.
 # TYPE berth_reloads_total counter
 berth_reloads_total{phase="load",provisioner="vmware"} 1
 # HELP berth_phase_seconds How long phases took, by verdict: done, reload, fail, or none for one that was cancelled.
@@ -59,6 +62,23 @@ func histogram(name, labels string, buckets ...string) string {
 		b.WriteString(name + "_bucket{" + labels + `,le="` + bound + `"} ` + count + "\n")
 	}
 	return b.String()
+}
+
+func TestWhatBerthCountsBeginsAtZero(t *testing.T) {
+	m := New()
+	m.Handler().Counter("berth_loads").Inc(2)
+	m.Handler().Counter("temporal_request").Inc(2)
+	first := `
+# HELP berth_loads_total Loads that are over, by outcome: ready, failed, cancelled, released or expired before they were ready, no-worker.
+# TYPE berth_loads_total counter
+berth_loads_total 0
+# HELP temporal_request_total Of Temporal's SDK.
+# TYPE temporal_request_total counter
+temporal_request_total 2
+`
+	require.NoError(t, testutil.GatherAndCompare(m.Gatherer(), strings.NewReader(first), NameLoads, "temporal_request_total"))
+	then := strings.Replace(first, "berth_loads_total 0", "berth_loads_total 2", 1)
+	require.NoError(t, testutil.GatherAndCompare(m.Gatherer(), strings.NewReader(then), NameLoads, "temporal_request_total"))
 }
 
 func TestTheSDKsMetricsKeepTheirTags(t *testing.T) {
@@ -130,7 +150,7 @@ berth_down_total 0
 # TYPE berth_odd_total counter
 berth_odd_total{_st="b",my_label="a?"} 1
 `, "berth_x_total", "berth_down_total", "berth_odd_total")
-	problems, err := testutil.GatherAndLint(m.Gatherer(), NameLoads, NameReloads, NamePhase, NameWaiting, NameVSphereCalls, NameReady)
+	problems, err := testutil.GatherAndLint(m.Gatherer(), NameLoads, NameReloads, NamePhase, NameWaiting, NameVSphereCalls, NameReady, NameHeld)
 	require.NoError(t, err)
 	require.Empty(t, problems)
 }
@@ -142,7 +162,11 @@ func TestOurOwnMetrics(t *testing.T) {
 	m.VSphereCall("lab", "CloneVM_Task")
 	m.VSphereCall("lab", "CloneVM_Task")
 	m.Ready(true)
+	m.Held("ready", 2)
 	requireMetrics(t, m, `
+# HELP berth_computers_held Computers that a reservation holds now, by the phase that the reservation is in; every worker that serves workflows shows all.
+# TYPE berth_computers_held gauge
+berth_computers_held{phase="ready"} 2
 # HELP berth_guests_waiting Guests whose answer this worker waits for.
 # TYPE berth_guests_waiting gauge
 berth_guests_waiting 2
@@ -152,7 +176,7 @@ berth_vsphere_calls_total{method="CloneVM_Task",vcenter="lab"} 2
 # HELP berth_worker_ready 1 if this worker serves its queues and Temporal answers it.
 # TYPE berth_worker_ready gauge
 berth_worker_ready 1
-`, NameWaiting, NameVSphereCalls, NameReady)
+`, NameHeld, NameWaiting, NameVSphereCalls, NameReady)
 	m.Ready(false)
 	requireMetrics(t, m, "# HELP berth_worker_ready 1 if this worker serves its queues and Temporal answers it.\n# TYPE berth_worker_ready gauge\nberth_worker_ready 0\n", NameReady)
 }
@@ -162,6 +186,8 @@ func TestTheyAreServedOverHTTP(t *testing.T) {
 	m.Handler().Counter("berth_loads").Inc(1)
 	server := httptest.NewServer(m)
 	defer server.Close()
+	_, err := m.Gatherer().Gather()
+	require.NoError(t, err)
 	response, err := http.Get(server.URL)
 	require.NoError(t, err)
 	defer response.Body.Close()
@@ -190,6 +216,8 @@ func TestManyMayCountAtOnce(t *testing.T) {
 		})
 	}
 	group.Wait()
+	_, err := m.Gatherer().Gather()
+	require.NoError(t, err)
 	families, err := m.Gatherer().Gather()
 	require.NoError(t, err)
 	total := 0.0

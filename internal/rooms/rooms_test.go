@@ -54,12 +54,13 @@ func rooms() []room {
 			why: "activities know the interfaces, never an implementation"},
 		{path: "provisioners", ours: []string{"reservation"}, vendors: []string{},
 			why: "the interface knows no implementation and no vendor"},
-		// internal/hostkey makes a key pair for a guest that is about to be made; it talks to nobody.
-		{path: "provisioners/...", ours: []string{"reservation", "provisioners", "internal/hostkey"}, never: []string{"osmodules", "go.temporal.io"},
+		// internal/hostkey makes a key pair for a guest that is about to be made; internal/span puts calls into a trace. They
+		// talk to nobody.
+		{path: "provisioners/...", ours: []string{"reservation", "provisioners", "internal/hostkey", "internal/span"}, never: []string{"osmodules", "go.temporal.io"},
 			why: "a provisioner never knows an OS module, and no module knows Temporal"},
 		{path: "osmodules", ours: []string{"reservation", "osmodules/remote"}, vendors: []string{},
 			why: "the interface knows no implementation and no vendor"},
-		{path: "osmodules/remote/...", ours: []string{"reservation", "osmodules/remote"}, never: []string{"provisioners", "go.temporal.io"},
+		{path: "osmodules/remote/...", ours: []string{"reservation", "osmodules/remote", "internal/span"}, never: []string{"provisioners", "go.temporal.io"},
 			why: "a control channel knows neither a provisioner nor Temporal"},
 		{path: "osmodules/remote", ours: []string{"reservation"}, vendors: []string{},
 			why: "the interface knows no implementation and no vendor"},

@@ -11,6 +11,7 @@ import (
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/interceptor"
 	"go.temporal.io/sdk/log"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -32,6 +33,8 @@ type Options struct {
 	Identity string                // see Identity
 	Logger   log.Logger            // needed: the SDK's own default writes to the standard output
 	Metrics  client.MetricsHandler // nil counts nothing
+	// Interceptors see every call of the client, and those that are WorkerInterceptors every task of its workers.
+	Interceptors []interceptor.ClientInterceptor
 	// Waiting is told once when the first try has failed and another is going to be made. It may be nil.
 	Waiting func(err error)
 }
@@ -52,11 +55,16 @@ func (e *UnreachableError) Unwrap() error { return e.Cause }
 // RefusedError says that Temporal is there and does not let us in, or is not who it should be. Trying again is no use.
 type RefusedError struct {
 	Address string
+	Profile string // the SDK's environment profile that counts; "" if none does
 	Cause   error
 }
 
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("Temporal at %s: %s: check BERTH_TEMPORAL_TLS_* and BERTH_TEMPORAL_API_KEY_FILE", e.Address, reason(e.Cause))
+	check := "BERTH_TEMPORAL_TLS_* and BERTH_TEMPORAL_API_KEY_FILE"
+	if e.Profile != "" {
+		check = "tls and api_key of Temporal's profile " + e.Profile + ", and the TEMPORAL_* variables"
+	}
+	return fmt.Sprintf("Temporal at %s: %s: check %s", e.Address, reason(e.Cause), check)
 }
 
 func (e *RefusedError) Unwrap() error { return e.Cause }
@@ -78,7 +86,11 @@ func Dial(ctx context.Context, options Options) (client.Client, error) {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case refused(err):
-			return nil, &RefusedError{Address: settings.Address, Cause: err}
+			refusal := &RefusedError{Address: settings.Address, Cause: err}
+			if settings.profile != nil {
+				refusal.Profile = settings.profile.name
+			}
+			return nil, refusal
 		}
 		// A try that was cut short by the end of our patience knows less than the one before it.
 		if last == nil || within.Err() == nil {
@@ -109,6 +121,7 @@ func dial(ctx context.Context, options Options) (client.Client, error) {
 		Identity:       options.Identity,
 		Logger:         options.Logger,
 		MetricsHandler: options.Metrics,
+		Interceptors:   options.Interceptors,
 	}
 	o.ConnectionOptions.GetSystemInfoTimeout = tryLimit
 	var secured *reloading
@@ -118,7 +131,13 @@ func dial(ctx context.Context, options Options) (client.Client, error) {
 		o.ConnectionOptions.TLS = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: settings.TLSServerName}
 		o.ConnectionOptions.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(secured)}
 	}
-	if settings.APIKeyFile != "" {
+	if p := settings.profile; p != nil {
+		o.ConnectionOptions.Authority = p.Authority
+		if len(p.GRPCMeta) > 0 {
+			o.HeadersProvider = p
+		}
+	}
+	if settings.hasAPIKey() {
 		o.Credentials = client.NewAPIKeyDynamicCredentials(func(context.Context) (string, error) { return settings.apiKey() })
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryLimit)

@@ -28,11 +28,13 @@ type Settings struct {
 	TLSServerName string        `envconfig:"BERTH_TEMPORAL_TLS_SERVER_NAME" desc:"the name that Temporal's certificate must bear; empty: the address's host"`
 	APIKeyFile    string        `envconfig:"BERTH_TEMPORAL_API_KEY_FILE" desc:"file of an API key to log in with; it needs TLS"`
 	Patience      time.Duration `envconfig:"BERTH_TEMPORAL_PATIENCE" default:"30s" desc:"how long a start waits for Temporal to answer"`
+
+	profile *profile // what WithProfile took; nil if none counts
 }
 
 // UsesTLS says whether the connection is encrypted.
 func (s Settings) UsesTLS() bool {
-	return s.TLS || s.TLSCA != "" || s.TLSCert != "" || s.TLSKey != "" || s.TLSServerName != ""
+	return s.TLS || s.TLSCA != "" || s.TLSCert != "" || s.TLSKey != "" || s.TLSServerName != "" || s.profile.usesTLS()
 }
 
 // Validate returns every fault of the settings, joined, each a *reservation.FieldError that names the variable. It reads
@@ -40,7 +42,7 @@ func (s Settings) UsesTLS() bool {
 func (s Settings) Validate() error {
 	var faults []error
 	fault := func(variable, value, remedy string) {
-		faults = append(faults, &reservation.FieldError{Field: variable, Value: value, Remedy: remedy})
+		faults = append(faults, &reservation.FieldError{Field: s.profile.called(variable), Value: value, Remedy: remedy})
 	}
 	if host, port, err := net.SplitHostPort(s.Address); err != nil || host == "" || !isPort(port) {
 		fault("BERTH_TEMPORAL_ADDRESS", s.Address, "write host:port, such as "+DefaultAddress)
@@ -51,14 +53,14 @@ func (s Settings) Validate() error {
 	if s.Patience <= 0 {
 		fault("BERTH_TEMPORAL_PATIENCE", s.Patience.String(), "give a duration above 0, such as 30s")
 	}
-	if (s.TLSCert == "") != (s.TLSKey == "") {
+	if files := s.tlsFiles(); files.cert.given() != files.key.given() {
 		fault("BERTH_TEMPORAL_TLS_CERT and BERTH_TEMPORAL_TLS_KEY", s.TLSCert+s.TLSKey, "set both or none")
 	} else if s.UsesTLS() {
-		if _, err := s.tlsFiles().load(); err != nil {
+		if _, err := files.load(); err != nil {
 			faults = append(faults, err)
 		}
 	}
-	if s.APIKeyFile != "" {
+	if s.hasAPIKey() {
 		if !s.UsesTLS() {
 			fault("BERTH_TEMPORAL_API_KEY_FILE", s.APIKeyFile, "set BERTH_TEMPORAL_TLS=true: without TLS everybody on the way reads the key")
 		}

@@ -44,6 +44,7 @@ func TestWithARealServer(t *testing.T) {
 		"a search attribute of another type is a clear error":               attributeOfAnotherType,
 		"a search attribute that cannot be registered is a clear error":     tooManyAttributes,
 		"TLS verifies both sides and takes renewed files without a restart": tlsReloads,
+		"a profile's certificates are renewed without a restart, too":       profileReloads,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, server) })
 	}
@@ -229,15 +230,7 @@ func tlsReloads(t *testing.T, server *devserver.Server) {
 	defer c.Close()
 	require.NoError(t, Answers(t.Context(), c))
 
-	// Everybody's certificates are renewed by another authority, and the connection breaks.
-	second.write(t, s.TLSCA, s.TLSCert, s.TLSKey)
-	proxy.use(second.certificate(t, "temporal.test"), second)
-	proxy.cut()
-	require.EventuallyWithT(t, func(t *assert.CollectT) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		require.NoError(t, Answers(ctx, c))
-	}, 10*time.Second, 20*time.Millisecond)
+	renews(t, c, s, proxy, second)
 
 	for name, test := range map[string]struct {
 		change func(*Settings)
@@ -263,6 +256,19 @@ func tlsReloads(t *testing.T, server *devserver.Server) {
 			require.ErrorContains(t, err, "check BERTH_TEMPORAL_TLS_")
 		})
 	}
+}
+
+// renews has another authority renew everybody's certificates, breaks the connection, and sees that the client comes back.
+func renews(t *testing.T, c client.Client, s Settings, proxy *tlsProxy, by *authority) {
+	t.Helper()
+	by.write(t, s.TLSCA, s.TLSCert, s.TLSKey)
+	proxy.use(by.certificate(t, "temporal.test"), by)
+	proxy.cut()
+	require.EventuallyWithT(t, func(t *assert.CollectT) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		require.NoError(t, Answers(ctx, c))
+	}, 10*time.Second, 20*time.Millisecond)
 }
 
 // authority signs certificates.

@@ -18,34 +18,57 @@ import (
 // tlsFiles are the files of a TLS connection. They are read at each handshake, so that renewed certificates are used from
 // the next connection on, without a restart.
 type tlsFiles struct {
-	ca, cert, key string
+	ca, cert, key pemSource
 	serverName    string
+	called        func(variable string) string // what a fault names
+}
+
+// pemSource is PEM text in a file, which is read each time, or as a profile holds it.
+type pemSource struct {
+	path string
+	data []byte
+}
+
+func (p pemSource) given() bool { return p.path != "" || len(p.data) > 0 }
+
+func (p pemSource) read() ([]byte, error) {
+	if p.path == "" {
+		return p.data, nil
+	}
+	return os.ReadFile(p.path)
 }
 
 func (s Settings) tlsFiles() tlsFiles {
-	return tlsFiles{ca: s.TLSCA, cert: s.TLSCert, key: s.TLSKey, serverName: s.TLSServerName}
+	f := tlsFiles{ca: pemSource{path: s.TLSCA}, cert: pemSource{path: s.TLSCert}, key: pemSource{path: s.TLSKey}, serverName: s.TLSServerName, called: s.profile.called}
+	if s.profile.usesTLS() && s.profile.TLS != nil {
+		f.ca.data, f.cert.data, f.key.data = s.profile.TLS.ServerCACertData, s.profile.TLS.ClientCertData, s.profile.TLS.ClientKeyData
+	}
+	return f
 }
 
 // load reads the files. Its error joins every fault, each a *reservation.FieldError that names the variable.
 func (f tlsFiles) load() (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: f.serverName}
 	var faults []error
-	if f.ca != "" {
+	fault := func(variable, value, remedy string) {
+		faults = append(faults, &reservation.FieldError{Field: f.called(variable), Value: value, Remedy: remedy})
+	}
+	if f.ca.given() {
 		pool := x509.NewCertPool()
-		pem, err := os.ReadFile(f.ca)
+		pem, err := f.ca.read()
 		switch {
 		case err != nil:
-			faults = append(faults, &reservation.FieldError{Field: "BERTH_TEMPORAL_TLS_CA", Value: f.ca, Remedy: "give a readable PEM file (" + err.Error() + ")"})
+			fault("BERTH_TEMPORAL_TLS_CA", f.ca.path, "give a readable PEM file ("+err.Error()+")")
 		case !pool.AppendCertsFromPEM(pem):
-			faults = append(faults, &reservation.FieldError{Field: "BERTH_TEMPORAL_TLS_CA", Value: f.ca, Remedy: "there is no certificate in it: give a PEM file with -----BEGIN CERTIFICATE-----"})
+			fault("BERTH_TEMPORAL_TLS_CA", f.ca.path, "there is no certificate in it: give a PEM file with -----BEGIN CERTIFICATE-----")
 		}
 		config.RootCAs = pool
 	}
-	if f.cert != "" {
-		certificate, err := tls.LoadX509KeyPair(f.cert, f.key)
+	if f.cert.given() {
+		certificate, err := f.pair()
 		if err != nil {
-			faults = append(faults, &reservation.FieldError{Field: "BERTH_TEMPORAL_TLS_CERT and BERTH_TEMPORAL_TLS_KEY", Value: f.cert + " and " + f.key,
-				Remedy: "give a certificate and its own key as PEM files (" + err.Error() + ")"})
+			fault("BERTH_TEMPORAL_TLS_CERT and BERTH_TEMPORAL_TLS_KEY", f.cert.path+" and "+f.key.path,
+				"give a certificate and its own key as PEM files ("+err.Error()+")")
 		}
 		config.Certificates = []tls.Certificate{certificate}
 	}
@@ -53,6 +76,18 @@ func (f tlsFiles) load() (*tls.Config, error) {
 		return nil, err
 	}
 	return config, nil
+}
+
+func (f tlsFiles) pair() (tls.Certificate, error) {
+	cert, err := f.cert.read()
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, err := f.key.read()
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(cert, key)
 }
 
 // reloading are gRPC's transport credentials that read the files anew at each handshake, and remember why the last one
@@ -90,8 +125,13 @@ func (r *reloading) Clone() credentials.TransportCredentials {
 	return &reloading{TransportCredentials: r.TransportCredentials.Clone(), files: r.files, failure: r.failure}
 }
 
+func (s Settings) hasAPIKey() bool { return s.APIKeyFile != "" || s.profile != nil && s.profile.key }
+
 // apiKey reads the API key.
 func (s Settings) apiKey() (string, error) {
+	if s.APIKeyFile == "" {
+		return s.profile.apiKey()
+	}
 	text, err := os.ReadFile(s.APIKeyFile)
 	if err != nil {
 		return "", &reservation.FieldError{Field: "BERTH_TEMPORAL_API_KEY_FILE", Value: s.APIKeyFile, Remedy: "give a readable file (" + err.Error() + ")"}

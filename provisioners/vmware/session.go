@@ -27,8 +27,10 @@ import (
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/singleflight"
 
+	"berth/internal/span"
 	"berth/reservation"
 )
 
@@ -211,7 +213,9 @@ func (s *session) send(ctx context.Context, request, response soap.HasFault) err
 	s.mu.Unlock()
 	call, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	call, ended := span.Call(call, "vsphere", method, attribute.String("server.address", s.url.Host), attribute.String("berth.site", s.site.Name))
 	err := s.soap.RoundTrip(call, request, response)
+	ended(err)
 	if err != nil && ctx.Err() == nil && call.Err() != nil {
 		return fmt.Errorf("site %s: the vCenter at %s did not answer %s within %s", s.site.Name, s.url.Host, method, limit)
 	}

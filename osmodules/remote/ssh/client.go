@@ -151,8 +151,10 @@ func (c *Client) keepalive(interval time.Duration, count int) {
 // written until then is in the result beside the *remote.LimitError. A lost connection is a *LostError.
 //
 // Of each stream the first and the last half of the output limit are kept; a line in between says how much is missing.
-func (c *Client) Run(ctx context.Context, command remote.Command) (remote.Result, error) {
+func (c *Client) Run(ctx context.Context, command remote.Command) (result remote.Result, err error) {
 	name := output.Brief(command.Line)
+	ctx, over := output.Traced(ctx, "ssh", name)
+	defer func() { over(result.Exit, err) }()
 	if command.Limit <= 0 {
 		return remote.Result{}, fmt.Errorf("%s has no limit: give Command.Limit", name)
 	}

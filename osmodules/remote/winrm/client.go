@@ -231,8 +231,10 @@ func (c *Client) open(ctx context.Context, via *conn, limit time.Duration) error
 // in the result beside the *remote.LimitError. A lost connection is a *remote.LostError.
 //
 // Of each stream the first and the last half of the output limit are kept; a line in between says how much is missing.
-func (c *Client) Run(ctx context.Context, command remote.Command) (remote.Result, error) {
+func (c *Client) Run(ctx context.Context, command remote.Command) (result remote.Result, err error) {
 	name := output.Brief(command.Line)
+	ctx, over := output.Traced(ctx, "winrm", name)
+	defer func() { over(result.Exit, err) }()
 	if command.Limit <= 0 {
 		return remote.Result{}, fmt.Errorf("%s has no limit: give Command.Limit", name)
 	}

@@ -13,6 +13,10 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+
+	"berth/internal/span"
 )
 
 // How long a command may take. The figures are for one node; a dead BMC takes 14 s to be noticed (ipmiretries 3, ipmitimeout
@@ -152,6 +156,14 @@ func (c *Client) Do(ctx context.Context, command Command) (Answer, error) {
 	limit := c.limit(command)
 	call, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	call, ended := span.Call(call, "xcatd", command.Name, attribute.String("xcat.noderange", command.noderange()))
+	answer, err := c.run(ctx, call, command, limit)
+	ended(err)
+	return answer, err
+}
+
+// run runs a command within call, which ends at the command's limit or with ctx, and judges its answer.
+func (c *Client) run(ctx, call context.Context, command Command, limit time.Duration) (Answer, error) {
 	answer, err := c.transport.Run(call, command)
 	switch {
 	case ctx.Err() != nil:

@@ -1,12 +1,19 @@
-// Package output has what the channels share of a command: what is kept of its output, and its name in messages.
+// Package output has what the channels share of a command: what is kept of its output, its name in messages, and its span in
+// a trace.
 package output
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
 	"sync"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
+	"berth/internal/span"
 )
 
 // Bounded keeps the first and the last half of Limit of what is written to it.
@@ -50,6 +57,15 @@ func (b *Bounded) Bytes() []byte {
 	}
 	mark := fmt.Sprintf("\n[... %d bytes left out ...]\n", dropped)
 	return append(append(bytes.Clone(b.head), mark...), tail...)
+}
+
+// Traced begins the span of a command in the trace of the load that it is run for. The returned function ends it.
+func Traced(ctx context.Context, channel, brief string) (context.Context, func(exit int, err error)) {
+	ctx, ended := span.Call(ctx, channel, "exec", attribute.String("berth.command", brief))
+	return ctx, func(exit int, err error) {
+		trace.SpanFromContext(ctx).SetAttributes(attribute.Int("process.exit.code", exit))
+		ended(err)
+	}
 }
 
 // Brief returns a command's first words, for error messages.
