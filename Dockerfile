@@ -4,8 +4,6 @@
 #   docker build -t berth .
 FROM golang:1.26.8 AS build
 WORKDIR /src
-COPY go.mod go.sum ./
-RUN go mod download
 COPY . .
 ENV CGO_ENABLED=0
 # The folders are where the catalog and the simulated site are mounted; a new volume takes their owner over.

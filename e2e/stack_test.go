@@ -50,10 +50,12 @@ type stack struct {
 	ports    map[string]string // by the variable of .env.example
 	files    []string          // the -f arguments
 	temporal client.Client
+	tls      bool // docker-compose.tls.yml is laid over it
 }
 
-// newStack prepares a project with free ports, passwords of its own and the demonstration's site, which more is added to.
-func newStack(t *testing.T, settings ...string) *stack {
+// newStack prepares a project with free ports, passwords of its own and the demonstration's site, with more VMs beside its
+// own.
+func newStack(t *testing.T, more int, settings ...string) *stack {
 	t.Helper()
 	for _, tool := range []string{"docker", "docker-compose", "debootstrap"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -100,12 +102,17 @@ func newStack(t *testing.T, settings ...string) *stack {
 xcat:`
 	text := strings.Replace(string(script), "\nxcat:", impatient, 1)
 	require.NotEqual(t, string(script), text)
+	for i := range more {
+		text += fmt.Sprintf("  - {name: %s}\n", moreVM(i))
+	}
 	require.NoError(t, os.WriteFile(filepath.Join(demo, "site.yaml"), []byte(text), 0o644))
 	batch, err := os.ReadFile("../deploy/demo/batch.yaml")
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(demo, "batch.yaml"), batch, 0o644))
 	return s
 }
+
+func moreVM(i int) string { return fmt.Sprintf("more-%02d", i+1) }
 
 // run runs a program of the machine's in the stack's environment and returns its standard output.
 func (s *stack) run(t *testing.T, limit time.Duration, name string, arguments ...string) string {
@@ -203,7 +210,13 @@ func (s *stack) ready(t *testing.T) {
 		return nil
 	})
 	if s.temporal == nil {
-		c, err := client.DialContext(t.Context(), client.Options{HostPort: "127.0.0.1:" + s.ports["TEMPORAL_PORT"], Logger: quiet{}})
+		settings := temporalclient.Settings{Address: "127.0.0.1:" + s.ports["TEMPORAL_PORT"], Namespace: "default", Patience: time.Minute}
+		if s.tls {
+			files := filepath.Join(s.dir, "certificates", "starter")
+			settings.TLSCA, settings.TLSCert, settings.TLSKey = filepath.Join(files, "ca.pem"), filepath.Join(files, "cert.pem"), filepath.Join(files, "key.pem")
+			settings.TLSServerName = "temporal"
+		}
+		c, err := temporalclient.Dial(t.Context(), temporalclient.Options{Settings: settings, Identity: temporalclient.Identity("e2e"), Logger: quiet{}})
 		require.NoError(t, err)
 		s.temporal = c
 	}
@@ -353,7 +366,7 @@ func (s *stack) settled(t *testing.T, limit time.Duration) {
 
 // TestTheStack runs docker-compose.yml as a lab would.
 func TestTheStack(t *testing.T) {
-	s := newStack(t, "XCAT_SLOTS=6", "WORKERS_LIBVIRT=0")
+	s := newStack(t, 0, "XCAT_SLOTS=6")
 	began := time.Now()
 	lap := func(what string) {
 		t.Logf("%-40s %4.0f s", what, time.Since(began).Seconds())
@@ -396,6 +409,9 @@ func TestTheStack(t *testing.T) {
 		lap("batch of 64 loaded")
 	})
 	t.Run("what runs is shut in", func(t *testing.T) { s.shutIn(t) })
+	t.Run("every panel shows data", func(t *testing.T) { s.panels(t) })
+	t.Run("no secret is told", func(t *testing.T) { s.tellsNoSecret(t) })
+	lap("looked at")
 	t.Run("a second worker-xcat doubles what xCAT loads and nothing else", func(t *testing.T) {
 		before := s.site(t)
 		s.release(t, func(o open) bool { return true })
@@ -523,8 +539,36 @@ func (s *stack) shutIn(t *testing.T) {
 	require.True(t, strings.Contains(listed, `"demo-vm-01"`), "the command line lists it")
 }
 
+// panels asks what each panel of the provisioned dashboards asks, through what is mounted into Grafana.
+func (s *stack) panels(t *testing.T) {
+	type panel struct {
+		Panel, Query, Error string
+		Series              int
+	}
+	s.eventually(t, 3*time.Minute, func() error { // Prometheus asks the workers every 15 s
+		var panels []panel
+		s.get(t, "http://127.0.0.1:"+s.ports["GRAFANA_PORT"]+"/panels", &panels)
+		if len(panels) < 10 {
+			return fmt.Errorf("there are %d queries", len(panels))
+		}
+		var empty []string
+		for _, p := range panels {
+			if p.Series == 0 {
+				empty = append(empty, fmt.Sprintf("%s: %s %s", p.Panel, p.Query, p.Error))
+			}
+		}
+		if len(empty) > 0 {
+			return fmt.Errorf("%d of %d queries have no data:\n%s", len(empty), len(panels), strings.Join(empty, "\n"))
+		}
+		t.Logf("%d queries of the dashboards have data", len(panels))
+		return nil
+	})
+}
+
 // keeps takes the stack down and up, and restores it from a backup into an empty volume.
 func (s *stack) keeps(t *testing.T, lap func(string)) {
+	s.compose(t, upLimit, "up", "-d", "--no-recreate", "--scale", "batch=0", "worker-xcat")
+	s.settled(t, loadsLimit)
 	before := s.show(t)
 	require.NotEmpty(t, before)
 	same := func(what string) {
@@ -558,5 +602,3 @@ func (s *stack) keeps(t *testing.T, lap func(string)) {
 	require.NoError(t, err, "what was restored can be worked with")
 	lap("backup, restore, up")
 }
-
-var _ = temporalclient.DefaultAddress
