@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -601,4 +602,23 @@ func (s *stack) keeps(t *testing.T, lap func(string)) {
 	_, err := s.starter("release", slices.Sorted(maps.Keys(before))[0])
 	require.NoError(t, err, "what was restored can be worked with")
 	lap("backup, restore, up")
+}
+
+// TestEverySettingOfTheStackIsExplained holds .env.example against what the Compose files read.
+func TestEverySettingOfTheStackIsExplained(t *testing.T) {
+	explained, read := map[string]bool{}, map[string]bool{}
+	text, err := os.ReadFile("../.env.example")
+	require.NoError(t, err)
+	for _, found := range regexp.MustCompile(`(?m)^#?([A-Z_]+)=(.*)$`).FindAllStringSubmatch(string(text), -1) {
+		explained[found[1]] = true
+	}
+	for _, file := range []string{"../docker-compose.yml", "../docker-compose.tls.yml"} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, found := range regexp.MustCompile(`[^$]\$\{([A-Z_]+):-`).FindAllStringSubmatch(string(text), -1) {
+			read[found[1]] = true
+		}
+	}
+	require.Greater(t, len(read), 20)
+	require.Equal(t, slices.Sorted(maps.Keys(read)), slices.Sorted(maps.Keys(explained)))
 }
