@@ -4,6 +4,13 @@
 set -eu
 SQL_PASSWORD=$(cat /run/secrets/postgres_password)
 export SQL_PASSWORD
+if [ -n "${SQL_TLS_KEY_FILE:-}" ]; then # it is taken only if it is its owner's alone
+  (
+    umask 077
+    cat "$SQL_TLS_KEY_FILE" >/tmp/key.pem
+  )
+  export SQL_TLS_KEY_FILE=/tmp/key.pem
+fi
 for database in temporal temporal_visibility; do
   folder=${database#temporal_}
   export SQL_DATABASE=$database
