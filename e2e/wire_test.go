@@ -176,7 +176,7 @@ func TestTheStackByMutualTLS(t *testing.T) {
 		require.ErrorContains(t, err, "no encryption")
 		listed := s.compose(t, time.Minute, "run", "--rm", "-T", "starter", "list")
 		require.True(t, strings.Contains(listed, "secure-vm"), "the command line with its certificate")
-		require.True(t, strings.Contains(fetch(t, "http://127.0.0.1:"+s.ports["UI_PORT"]+"/api/v1/namespaces/default/workflows"), "secure-vm"), "the Web UI")
+		require.True(t, strings.Contains(fetch(t, "http://127.0.0.1:"+s.ports["UI_PORT"]+"/api/v1/namespaces/default/workflows"), "computer/vm-01"), "the Web UI")
 	})
 	t.Run("certificates of a new authority are used without a restart of the workers", func(t *testing.T) {
 		worker := s.containers(t, "worker")[0]
