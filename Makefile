@@ -77,14 +77,18 @@ lint: ## Check format, go vet, staticcheck, workflowcheck, and who may import wh
 	@bad=$$(gofmt -l .)
 	if [[ -n $$bad ]]; then printf 'Not formatted; run gofmt -w on:\n%s\n' "$$bad" >&2; exit 1; fi
 	set -x
-	go vet -tags e2e ./...
-	go run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION) -tags e2e ./...
+	go vet -tags e2e,stack ./...
+	go run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION) -tags e2e,stack ./...
 	go run go.temporal.io/sdk/contrib/tools/workflowcheck@$(WORKFLOWCHECK_VERSION) -config .workflowcheck.yaml ./workflows/...
 	go test ./internal/rooms
 
 .PHONY: e2e
 e2e: temporal build ## Run the end-to-end tests; as root, installs what they need (chromium, docker.io, libvirt, QEMU, prometheus, ...)
 	@e2e/run
+
+.PHONY: stack
+stack: temporal build ## Try docker-compose.yml on stand-ins of its images, and break it on purpose; as root (docs/reliability.md)
+	@E2E_STACK=1 e2e/run
 
 .PHONY: pictures
 pictures: temporal build ## Take the pictures of the Web UI in docs/pictures/ anew

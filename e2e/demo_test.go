@@ -34,6 +34,7 @@ func updatePictures() bool {
 
 func TestMain(m *testing.M) {
 	flag.Bool("update-pictures", false, "write the pictures that the README shows into docs/pictures")
+	flag.Bool("update-reliability", false, "write the report of what was broken on purpose into docs/reliability.md")
 	flag.Parse()
 	os.Exit(m.Run())
 }

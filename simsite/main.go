@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"io"
 	stdlog "log"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -38,7 +41,7 @@ func newCommand(out, errs io.Writer) *cobra.Command {
 	}
 	root.SetOut(out)
 	root.SetErr(errs)
-	root.AddCommand(serveCommand(out, errs), checkCommand(out))
+	root.AddCommand(serveCommand(out, errs), checkCommand(out), readyCommand())
 	return root
 }
 
@@ -56,6 +59,8 @@ type ready struct {
 func serveCommand(out, errs io.Writer) *cobra.Command {
 	var o simsite.Options
 	var script, level string
+	var network bool
+	var user int
 	c := &cobra.Command{
 		Use:   "serve --dir DIR",
 		Short: "Run a site until SIGINT or SIGTERM",
@@ -97,6 +102,19 @@ when neither --script nor --computers is given.`,
 			if err != nil {
 				return fmt.Errorf("--log-level is %q: use debug, info, warn or error", level)
 			}
+			if network {
+				if o.Network, err = ownNetwork(); err != nil {
+					return fmt.Errorf("--own-network: %w", err)
+				}
+			}
+			if user != 0 {
+				if err := become(user); err != nil {
+					return fmt.Errorf("--user %d: %w", user, err)
+				}
+			}
+			if network && !cmd.Flags().Changed("listen") {
+				o.Listen = ""
+			}
 			o.Logger = zerolog.New(zerolog.SyncWriter(errs)).Level(logLevel).With().Timestamp().Logger()
 			return serve(cmd.Context(), o, script, out)
 		},
@@ -108,6 +126,8 @@ when neither --script nor --computers is given.`,
 	flags.StringVar(&o.Listen, "listen", "127.0.0.1:0", "loopback `address` of the vCenter; port 0 takes a free one")
 	flags.StringVar(&o.Control, "control", "127.0.0.1:0", "loopback `address` of the control API; port 0 takes a free one, \"\" is none")
 	flags.StringVar(&o.Guests, "guests", "", "loopback `address` of the first guest, such as 127.0.0.1:22001; each further one takes the next port (default: port 22001 of an address of 127.64.0.0/10 that nobody uses)")
+	flags.BoolVar(&network, "own-network", false, "answer not on the loopback but on the last 256 addresses of the network that this machine is on, which becomes theirs: for a container with NET_ADMIN")
+	flags.IntVar(&user, "user", 0, "`number` of the user to become once the network is there")
 	flags.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	if err := c.MarkFlagRequired("dir"); err != nil {
 		panic(err) // the flag is defined above
@@ -209,6 +229,34 @@ func checkCommand(out io.Writer) *cobra.Command {
 			}
 			_, err = fmt.Fprintf(out, "%s: %d templates, %d images, %d computers\n", args[0], len(script.Templates), len(script.Images), len(script.Computers))
 			return err
+		},
+	}
+}
+
+// readyLimit bounds a look at the control API.
+const readyLimit = 5 * time.Second
+
+func readyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "ready URL",
+		Short: "Say whether the site whose control API is at a URL serves, by the exit code: for health checks",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), readyLimit)
+			defer cancel()
+			request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(args[0], "/")+"/status", nil)
+			if err != nil {
+				return err
+			}
+			answer, err := http.DefaultClient.Do(request)
+			if err != nil {
+				return err
+			}
+			defer answer.Body.Close()
+			if answer.StatusCode != http.StatusOK {
+				return fmt.Errorf("%s answers %s", request.URL, answer.Status)
+			}
+			return nil
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"reflect"
@@ -43,6 +44,7 @@ type config struct {
 	Listen    string `envconfig:"BERTH_LISTEN" default:"127.0.0.1:9464" desc:"address for /healthz, /readyz and /metrics; port 0 takes a free one, which is logged; empty: none"`
 
 	Slots         int           `envconfig:"BERTH_SLOTS" default:"1000" desc:"phases that may run at once on each provisioner queue"`
+	QueueRate     float64       `envconfig:"BERTH_QUEUE_RATE" default:"0" desc:"phases that may start in a second on each provisioner queue, over all its workers, which must have the same; 0: no limit"`
 	WorkflowSlots int           `envconfig:"BERTH_WORKFLOW_SLOTS" default:"1000" desc:"workflow tasks that may run at once"`
 	StopTimeout   time.Duration `envconfig:"BERTH_STOP_TIMEOUT" default:"25s" desc:"how long a stop waits for running phases to hand over"`
 }
@@ -119,6 +121,9 @@ func (c *config) validate() error {
 			fault(variable, fmt.Sprint(n), "give 2 or more")
 		}
 	}
+	if c.QueueRate < 0 || math.IsNaN(c.QueueRate) || math.IsInf(c.QueueRate, 0) {
+		fault("BERTH_QUEUE_RATE", fmt.Sprint(c.QueueRate), "give a number of phases a second, such as 20 or 0.5, or 0 for no limit")
+	}
 	if c.StopTimeout < 0 {
 		fault("BERTH_STOP_TIMEOUT", c.StopTimeout.String(), "give a duration, such as 25s, or 0s for none")
 	}
@@ -178,6 +183,8 @@ func (v variable) remedy() string {
 		return "write true or false"
 	case time.Duration:
 		return "write a number with its unit, such as 25s or 2m"
+	case float64:
+		return "write a number, such as 20 or 0.5"
 	default:
 		return "write a whole number"
 	}
@@ -186,6 +193,7 @@ func (v variable) remedy() string {
 // help writes what the worker does and every variable with its default.
 func help(w io.Writer) {
 	fmt.Fprint(w, `Usage: worker
+       worker health
 
 Serves Berth's reservations: their workflows, the queues of provisioner types, or both. It takes everything from its
 environment:
@@ -202,6 +210,8 @@ environment:
 	}
 	table.Flush()
 	fmt.Fprintf(w, `
+"worker health" asks the worker that runs with the same environment whether it is ready, and says so by its exit code.
+
 Without BERTH_TEMPORAL_ADDRESS, what the variables of Temporal leave open comes from Temporal's own profiles:
 TEMPORAL_PROFILE, TEMPORAL_CONFIG_FILE, TEMPORAL_ADDRESS and so on. OpenTelemetry's further variables count, too.
 

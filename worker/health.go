@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
 	stdlog "log"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -125,4 +128,30 @@ func (h *health) listen(listener net.Listener) (stop func()) {
 		}
 		<-done
 	}
+}
+
+// healthy asks the worker of this machine, at the address that BERTH_LISTEN has in this environment, whether it is ready.
+func healthy(stderr io.Writer) int {
+	c, _ := readConfig() // what another variable's fault is does not matter here
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil || port == "0" {
+		fmt.Fprintf(stderr, "worker: BERTH_LISTEN is %q: give the worker a port of its own to ask\n", c.Listen)
+		return exitConfiguration
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	client := http.Client{Timeout: askLimit}
+	answer, err := client.Get("http://" + net.JoinHostPort(host, port) + "/readyz")
+	if err != nil {
+		fmt.Fprintln(stderr, "worker:", err)
+		return exitFault
+	}
+	defer answer.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(answer.Body, 1<<10))
+	if answer.StatusCode != http.StatusOK {
+		fmt.Fprintln(stderr, "worker:", strings.TrimSpace(string(text)))
+		return exitFault
+	}
+	return exitOK
 }

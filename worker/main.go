@@ -34,6 +34,8 @@ func command(args []string, stdout, stderr io.Writer) int {
 		case "-h", "--help", "help":
 			help(stdout)
 			return exitOK
+		case "health":
+			return healthy(stderr)
 		default:
 			fmt.Fprintf(stderr, "worker: there is no argument %q: it takes everything from its environment, see worker --help\n", arg)
 			return exitConfiguration

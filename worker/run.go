@@ -201,6 +201,7 @@ func (p *program) workers(fatal func(error)) ([]worker.Worker, []string) {
 		workers, queues = append(workers, w), append(queues, activities.WorkflowQueue)
 	}
 	options.DisableWorkflowWorker = true
+	options.TaskQueueActivitiesPerSecond = p.config.QueueRate // 0 is no limit
 	for _, queue := range p.modules.queues {
 		w := worker.New(p.client, queue, options)
 		run.Register(w)

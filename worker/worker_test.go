@@ -192,7 +192,7 @@ func becomes(t *testing.T, address string, status int) {
 
 func TestEveryFaultOfTheEnvironmentIsInOneList(t *testing.T) {
 	for variable, value := range map[string]string{
-		"BERTH_PROVISIONERS": "vmwar", "BERTH_WORKFLOWS": "perhaps", "BERTH_LOG_LEVEL": "loud", "BERTH_LOG_FORMAT": "xml", "BERTH_SLOTS": "many",
+		"BERTH_PROVISIONERS": "vmwar", "BERTH_WORKFLOWS": "perhaps", "BERTH_LOG_LEVEL": "loud", "BERTH_LOG_FORMAT": "xml", "BERTH_SLOTS": "many", "BERTH_QUEUE_RATE": "fast",
 		"BERTH_WORKFLOW_SLOTS": "1", "BERTH_STOP_TIMEOUT": "25", "BERTH_LISTEN": "nowhere", "BERTH_TEMPORAL_ADDRESS": "localhost", "BERTH_TEMPORAL_TLS_CERT": "c.pem",
 		"BERTH_CATALOG": "",
 	} {
@@ -208,6 +208,7 @@ func TestEveryFaultOfTheEnvironmentIsInOneList(t *testing.T) {
 		`BERTH_LOG_LEVEL is "loud": write one of debug, info, warn, error`,
 		`BERTH_LOG_FORMAT is "xml": write json or console`,
 		`BERTH_SLOTS is "many": write a whole number`,
+		`BERTH_QUEUE_RATE is "fast": write a number, such as 20 or 0.5`,
 		`BERTH_WORKFLOW_SLOTS is "1": give 2 or more`,
 		`BERTH_STOP_TIMEOUT is "25": write a number with its unit`,
 		`BERTH_LISTEN is "nowhere": write host:port`,
@@ -425,6 +426,9 @@ func TestTheWorkerServesAndOutlivesALossOfTemporal(t *testing.T) {
 	becomes(t, http+"/readyz", 200)
 	status, _ := page(t, http+"/healthz")
 	require.Equal(t, 200, status)
+	t.Setenv("BERTH_LISTEN", strings.TrimPrefix(http, "http://"))
+	var said bytes.Buffer
+	require.Equal(t, exitOK, command([]string{"health"}, io.Discard, &said), said.String())
 
 	temporalClient := dialled(t, server)
 	for queue, kind := range map[string]enumspb.TaskQueueType{
@@ -471,6 +475,8 @@ func TestTheWorkerServesAndOutlivesALossOfTemporal(t *testing.T) {
 	becomes(t, http+"/readyz", 503)
 	status, _ = page(t, http+"/healthz")
 	require.Equal(t, 200, status, "it lives")
+	require.Equal(t, exitFault, command([]string{"health"}, io.Discard, &said))
+	require.Contains(t, said.String(), "Temporal does not answer")
 	select {
 	case err := <-ended:
 		t.Fatalf("the worker ended with its server: %v", err)

@@ -26,6 +26,7 @@ const (
 	metalCertificate = "secrets/xcat-metal.pem"
 	metalUser        = "berth" // the name in our certificate
 	metalSSHPort     = 22001   // of every node, at an address of its own
+	xcatdPort        = 3001    // where the site has a network of its own; elsewhere it is a free one
 )
 
 // Metal is an xCAT management node with its nodes. Its times are a machine room's, divided by Speed.
@@ -112,9 +113,13 @@ func (m Metal) faults(path string) []*ScriptError {
 }
 
 // startMetal starts the script's management node. base is an address of the site's: the nodes get the ones after it.
-func (s *Site) startMetal(ctx context.Context, script Metal, base netip.Addr) error {
+func (s *Site) startMetal(ctx context.Context, script Metal, base netip.Addr, network netip.Prefix) error {
 	m := &metal{site: s, script: script, images: map[string]*image{}, nodes: map[string]*node{}}
-	options := xcatmn.Options{Speed: cmp.Or(script.Speed, 60), Policy: []xcatmn.Row{{CN: metalUser}}}
+	options := xcatmn.Options{Speed: cmp.Or(script.Speed, 60), Policy: []xcatmn.Row{{CN: metalUser}}, Network: network}
+	if network.IsValid() {
+		options.Listen = netip.AddrPortFrom(base, xcatdPort).String()
+		options.Monitor = netip.AddrPortFrom(base, 0).String()
+	}
 	for _, one := range script.OSImages {
 		options.OSImages = append(options.OSImages, one.Name)
 		disk, err := s.newImage(one.template(), "")
@@ -124,7 +129,9 @@ func (s *Site) startMetal(ctx context.Context, script Metal, base netip.Addr) er
 		m.images[one.Name] = disk
 	}
 	for _, one := range script.Nodes {
-		base = base.Next()
+		if base = base.Next(); network.IsValid() && !network.Contains(base) {
+			return fmt.Errorf("%d nodes are more than there are addresses in %s", len(script.Nodes), network)
+		}
 		n := &node{Node: one, address: base.String()}
 		m.nodes[one.Name] = n
 		options.Nodes = append(options.Nodes, xcatmn.Node{Name: one.Name, Address: n.address, Mode: one.Mode, MAC: m.mac(n),

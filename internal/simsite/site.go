@@ -41,9 +41,14 @@ type Options struct {
 	// Computers adds as many computers that work, after those of the script: vm-01, vm-02 and so on, skipping names that
 	// are taken. A site with no computer at all gets one.
 	Computers int
-	// Listen is the vCenter's address; "" is 127.0.0.1 and a free port. It must be a loopback address.
+	// Network is what the site answers on in place of the loopback: 256 or more addresses that are all this machine's, on
+	// a network that nobody else is on, such as that of a container. The zero value is the loopback.
+	Network netip.Prefix
+	// Listen is the vCenter's address; "" is 127.0.0.1 and a free port, or port 8989 of the first address of Network.
+	// It must be a loopback address, or one of Network.
 	Listen string
-	// Control is the address of the control API; "" is none, "127.0.0.1:0" takes a free port. It must be a loopback address.
+	// Control is the address of the control API; "" is none, "127.0.0.1:0" takes a free port. It must be a loopback
+	// address; with Network it may be one of this machine's, too.
 	Control string
 	// Guests is where the first computer's guest answers; each further one takes the port after it. "" takes a loopback
 	// address that nobody uses (on Linux all of 127.0.0.0/8 is there), and ports from 22001.
@@ -185,17 +190,24 @@ func Start(ctx context.Context, o Options) (*Site, error) {
 	if err := s.script.Check(); err != nil {
 		return nil, err
 	}
+	if o.Network.IsValid() && (!o.Network.Addr().Is4() || o.Network.Bits() > 24) {
+		return nil, fmt.Errorf("network is %q: give 256 or more addresses of IPv4, such as 172.18.255.0/24", o.Network)
+	}
+	network := o.Network.Masked()
 	listen, control := o.Listen, o.Control
 	if listen == "" {
 		listen = "127.0.0.1:0"
+		if network.IsValid() {
+			listen = netip.AddrPortFrom(network.Addr().Next(), vcenterPort).String()
+		}
 	}
 	for name, address := range map[string]string{"listen": listen, "control": control, "guests": o.Guests} {
-		if err := checkLoopback(address); err != nil {
+		if err := checkAddress(address, network, name == "control"); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	var err error
-	if s.nextGuest, err = guestBase(o.Guests); err != nil {
+	if s.nextGuest, err = guestBase(o.Guests, network); err != nil {
 		return nil, err
 	}
 	s.dir = o.Dir
@@ -230,9 +242,9 @@ func Start(ctx context.Context, o Options) (*Site, error) {
 		return nil, err
 	}
 	if s.script.Metal != nil {
-		base, err := nodeBase()
+		base, err := nodeBase(network)
 		if err == nil {
-			err = s.startMetal(s.ctx, *s.script.Metal, base)
+			err = s.startMetal(s.ctx, *s.script.Metal, base, network)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("xCAT management node: %w", err)
@@ -257,8 +269,9 @@ func Start(ctx context.Context, o Options) (*Site, error) {
 	return s, nil
 }
 
-// checkLoopback refuses what others than this machine could reach: the guests' image has a known password.
-func checkLoopback(address string) error {
+// checkAddress refuses what others than this machine could reach, unless network is where they may: the guests' image has
+// a known password. any lets every address of the machine pass then.
+func checkAddress(address string, network netip.Prefix, any bool) error {
 	if address == "" {
 		return nil
 	}
@@ -266,18 +279,29 @@ func checkLoopback(address string) error {
 	if err != nil {
 		return fmt.Errorf("%q is no address: write one such as 127.0.0.1:8989", address)
 	}
-	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+	ip, err := netip.ParseAddr(host)
+	if network.IsValid() && err == nil && (any || network.Contains(ip)) {
+		return nil
+	}
+	if err != nil || !ip.IsLoopback() {
 		return fmt.Errorf("%q is not on the loopback: write an address of 127.0.0.0/8, such as 127.0.0.1:8989", address)
 	}
 	return nil
 }
 
-const firstGuestPort = 22001
+// The ports of a site that has a network of its own; the guests' is everybody's.
+const (
+	vcenterPort    = 8989
+	firstGuestPort = 22001
+)
 
 // guestBase returns where the first guest answers.
-func guestBase(address string) (netip.AddrPort, error) {
-	if address != "" {
+func guestBase(address string, network netip.Prefix) (netip.AddrPort, error) {
+	switch {
+	case address != "":
 		return netip.ParseAddrPort(address)
+	case network.IsValid():
+		return netip.AddrPortFrom(network.Addr().Next(), firstGuestPort), nil
 	}
 	// Each site takes an address of its own out of 127.64.0.0/10, so that sites of tests that run side by side do not meet.
 	for range 20 {
@@ -293,7 +317,10 @@ func guestBase(address string) (netip.AddrPort, error) {
 
 // nodeBase returns the address before that of the first physical node. Each node has one of its own, because a management
 // node knows its nodes by their addresses; sites that run side by side take theirs out of different networks.
-func nodeBase() (netip.Addr, error) {
+func nodeBase(network netip.Prefix) (netip.Addr, error) {
+	if network.IsValid() {
+		return network.Addr().Next(), nil // which is the vCenter's and the guests'
+	}
 	for range 20 {
 		ip := netip.AddrFrom4([4]byte{127, byte(192 + rand.IntN(63)), byte(rand.IntN(256)), 0}) //nolint:gosec // no secret
 		if probe, err := net.Listen("tcp", netip.AddrPortFrom(ip.Next(), metalSSHPort).String()); err == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime"
 	"strings"
@@ -711,4 +712,34 @@ func TestReadFileTellsWhatIsMissing(t *testing.T) {
 	_, err = l.ReadFile("vm-01", "/nothing")
 	require.True(t, errors.Is(err, os.ErrNotExist), "%v", err)
 	require.NotEmpty(t, bytes.TrimSpace(l.PrivateKey()))
+}
+
+func TestASiteOfANetworkOfItsOwnAnswersThere(t *testing.T) {
+	script, err := ParseScript("site.yaml", []byte(`
+xcat:
+  osimages: [{name: rocky9.4-x86_64-install-compute, image: rocky9, distribution: rocky9}]
+  nodes: [{name: node-01}, {name: node-02}]
+computers: [{name: vm-01}, {name: vm-02}]
+`))
+	require.NoError(t, err)
+	// Another network than the loopback could be had by root alone; to the site they are the same.
+	network := netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 32, byte(os.Getpid() >> 8), 0}), 24)
+	first := network.Addr().Next()
+	for name, o := range map[string]Options{
+		"too small": {Network: netip.PrefixFrom(first, 25)}, "IPv6": {Network: netip.MustParsePrefix("fd00::/16")},
+		"the guests elsewhere": {Network: network, Guests: "192.0.2.1:22001"}, "control of everybody without a network": {Control: "0.0.0.0:0"},
+	} {
+		_, err := Start(t.Context(), o)
+		require.Error(t, err, name)
+	}
+	site, err := Start(t.Context(), Options{Dir: t.TempDir(), Script: script, Network: network, Control: "0.0.0.0:0"})
+	require.NoError(t, err)
+	defer site.Stop()
+	require.Equal(t, "https://"+netip.AddrPortFrom(first, 8989).String()+"/sdk", site.URL())
+	catalog, err := os.ReadFile(site.Catalog())
+	require.NoError(t, err)
+	for _, address := range []netip.AddrPort{netip.AddrPortFrom(first, 3001), netip.AddrPortFrom(first, 22001), netip.AddrPortFrom(first, 22002),
+		netip.AddrPortFrom(first.Next(), 22001), netip.AddrPortFrom(first.Next().Next(), 22001)} {
+		require.Contains(t, string(catalog), address.String())
+	}
 }

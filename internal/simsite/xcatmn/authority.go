@@ -100,10 +100,10 @@ func newSharedKey() (sharedKey, error) {
 // hostname is the management node's.
 const hostname = "xcatmn"
 
-// server returns how xcatd serves: a certificate is asked for, and not needed.
-func (a *authority) server() (*tls.Config, error) {
+// server returns how xcatd serves at an IP: a certificate is asked for, and not needed.
+func (a *authority) server(ip string) (*tls.Config, error) {
 	text, err := a.issue(&x509.Certificate{Subject: pkix.Name{CommonName: hostname}, DNSNames: []string{hostname, "localhost"},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(ip)}})
 	if err != nil {
 		return nil, err
 	}

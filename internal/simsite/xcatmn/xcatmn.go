@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -86,6 +87,8 @@ type Row struct {
 type Options struct {
 	Listen  string // of xcatd, TLS; "" is 127.0.0.1:0
 	Monitor string // of the port that nodes send their notes to; "" is 127.0.0.1:0
+	// Network is where nodes may have addresses besides the loopback; all of its addresses are this machine's.
+	Network netip.Prefix
 	// InstallerPort is where each node's installer answers "stat", at the node's address; 0 is 3054.
 	InstallerPort int
 	Nodes         []Node
@@ -173,7 +176,11 @@ func Start(ctx context.Context, options Options) (*Manager, error) {
 		return nil, err
 	}
 	m.CA = m.authority.pem
-	if m.tls, err = m.authority.server(); err != nil {
+	host, _, err := net.SplitHostPort(options.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("xcatmn: listen address %q: %w", options.Listen, err)
+	}
+	if m.tls, err = m.authority.server(host); err != nil {
 		return nil, err
 	}
 	monitor, err := net.Listen("tcp", options.Monitor)
@@ -206,12 +213,12 @@ func Start(ctx context.Context, options Options) (*Manager, error) {
 }
 
 func (m *Manager) add(node Node) error {
-	ip := net.ParseIP(node.Address)
+	ip, err := netip.ParseAddr(node.Address)
 	node.Mode = cmp.Or(node.Mode, Works)
 	switch {
 	case node.Name == "" || m.nodes[node.Name] != nil:
 		return fmt.Errorf("xcatmn: node name %q is empty or taken: give each node a name of its own", node.Name)
-	case ip == nil || !ip.IsLoopback():
+	case err != nil || !ip.IsLoopback() && !m.options.Network.Contains(ip):
 		return fmt.Errorf("xcatmn: node %s: address %q is no loopback IP: give it one of its own, such as 127.0.1.11", node.Name, node.Address)
 	case m.at(node.Address) != nil:
 		return fmt.Errorf("xcatmn: node %s: address %s is taken: give each node one of its own", node.Name, node.Address)
@@ -221,7 +228,7 @@ func (m *Manager) add(node Node) error {
 		return fmt.Errorf("xcatmn: node %s: there is no osimage %q for its disk: name one of the osimages", node.Name, node.Disk)
 	}
 	if node.MAC == "" {
-		ip := ip.To16()
+		ip := ip.As16()
 		node.MAC = fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", ip[12], ip[13], ip[14], ip[15])
 	}
 	// The transcripts' nodes were offline before anything was done to them; one with a disk was loaded some day.
