@@ -17,8 +17,9 @@ import (
 	"berth/reservation"
 )
 
-// previousVersion is the commit whose worker stands for the version before: it gives its slot up when a load is cancelled,
-// keeps fewer things, and asks less often before it touches a node. Move it on when a version is no longer to be taken over from.
+// previousVersion is the commit whose worker stands for the version before, version 1: it asks a gate for one ticket at a time, gives
+// its slot up when a load is cancelled, keeps fewer things, and asks less often before it touches a node. Move it on when a version
+// is no longer to be taken over from; a commit in the middle of a change is none.
 const previousVersion = "c5215a9f7ed2c166c909aeed8e2f8f28edc5a5bf"
 
 // buildPrevious builds the worker of the version before, out of this repository's history.
