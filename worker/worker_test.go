@@ -202,7 +202,7 @@ func TestEveryFaultOfTheEnvironmentIsInOneList(t *testing.T) {
 	require.Equal(t, exitConfiguration, command(nil, &stdout, &stderr))
 	require.Empty(t, stdout.String())
 	for _, line := range []string{
-		"worker: 11 faults, nothing was started:",
+		"worker: 12 faults, nothing was started:",
 		`BERTH_PROVISIONERS is "vmwar": this worker has modules for: vmware, xcat, libvirt; did you mean vmware?`,
 		`BERTH_WORKFLOWS is "perhaps": write true or false`,
 		`BERTH_LOG_LEVEL is "loud": write one of debug, info, warn, error`,
@@ -218,7 +218,7 @@ func TestEveryFaultOfTheEnvironmentIsInOneList(t *testing.T) {
 	} {
 		require.Contains(t, stderr.String(), line)
 	}
-	require.Equal(t, 12, strings.Count(stderr.String(), "\n"), "each fault once:\n"+stderr.String())
+	require.Equal(t, 13, strings.Count(stderr.String(), "\n"), "each fault once:\n"+stderr.String())
 }
 
 func TestTheEnvironmentIsReadWithItsDefaults(t *testing.T) {
