@@ -420,6 +420,55 @@ func TestClonesOfOneTemplateRunSideBySideAndCanBeCancelled(t *testing.T) {
 	require.Zero(t, l.Counts("vm-04").Clones)
 }
 
+// One that was found half made ended the process.
+func TestVMsComeAndGoAndAreLookedForSideBySide(t *testing.T) {
+	t.Parallel()
+	l := start(t, "templates: [{name: debian12-template, distribution: debian12, snapshots: [r1]}]\nvcenter: {clones: 8, clones_per_host: 8}", 8)
+	l.load("vm-0001", "")
+	l.unload("vm-0001")
+	index := object.NewSearchIndex(l.client.Client)
+	var group errgroup.Group
+	for n := range 8 {
+		group.Go(func() error {
+			name := fmt.Sprintf("vm-%04d", n+1)
+			for range 10 {
+				task := l.clone(name, "")
+				for range 3 {
+					if _, err := index.FindChild(t.Context(), l.folder, name); err != nil {
+						return err
+					}
+				}
+				if err := task.Wait(t.Context()); err != nil {
+					return fmt.Errorf("clone: %w", err)
+				}
+				found, err := index.FindChild(t.Context(), l.folder, name)
+				if err != nil {
+					return err
+				}
+				vm := object.NewVirtualMachine(l.client.Client, found.Reference())
+				if task, err = vm.PowerOff(t.Context()); err == nil {
+					err = task.Wait(t.Context())
+				}
+				if err != nil {
+					return fmt.Errorf("power off: %w", err)
+				}
+				if task, err = vm.Destroy(t.Context()); err == nil {
+					err = task.Wait(t.Context())
+				}
+				if err != nil {
+					return fmt.Errorf("destroy: %w", err)
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, group.Wait())
+	for n := range 8 {
+		counts := l.Counts(fmt.Sprintf("vm-%04d", n+1))
+		require.Equal(t, counts.Clones, counts.Destroys)
+	}
+}
+
 func TestALinkedCloneNeedsASnapshot(t *testing.T) {
 	l := start(t, "", 1)
 	template, err := l.finder.VirtualMachine(t.Context(), "debian12-template")

@@ -37,6 +37,10 @@ type vcenter struct {
 	site     *Site
 	model    *simulator.Model
 	registry *simulator.Registry
+	// inventory is held while a VM comes or goes, and shared while one is looked for by its name. The simulator puts a clone
+	// among its folder's children before the clone has a name, and ends the process when a search meets one that has none
+	// (registry.go, entityName); and what one destroy reads of the datastore another one writes.
+	inventory sync.RWMutex
 
 	mu       sync.Mutex
 	delay    time.Duration
@@ -289,7 +293,25 @@ func (v *vcenter) handle(ctx *simulator.Context, m *simulator.Method) (mo.Refere
 			return nil, newFault(f.Type)
 		}
 	}
+	if m.Name == "FindChild" {
+		if index, ok := v.registry.Get(m.This).(*simulator.SearchIndex); ok {
+			return &orderlyIndex{SearchIndex: index, inventory: &v.inventory}, nil
+		}
+	}
 	return nil, nil
+}
+
+// orderlyIndex searches while no VM comes or goes.
+type orderlyIndex struct {
+	*simulator.SearchIndex
+	inventory *sync.RWMutex
+}
+
+// FindChild is part of the vSphere API.
+func (i *orderlyIndex) FindChild(ctx *simulator.Context, req *types.FindChild) soap.HasFault {
+	i.inventory.RLock()
+	defer i.inventory.RUnlock()
+	return i.SearchIndex.FindChild(ctx, req)
 }
 
 // Calls returns how often each method of the vSphere API was called.
@@ -440,6 +462,17 @@ func (v *vcenter) finish(ref types.ManagedObjectReference) (types.AnyType, types
 	return task.Info.Result, nil
 }
 
+// changing begins one of the simulator's own tasks by which a VM comes or goes, and waits for it.
+func (v *vcenter) changing(begin func() (types.ManagedObjectReference, *soap.Fault)) (types.AnyType, types.BaseMethodFault) {
+	v.inventory.Lock()
+	defer v.inventory.Unlock()
+	ref, fault := begin()
+	if fault != nil {
+		return nil, fault.VimFault().(types.BaseMethodFault)
+	}
+	return v.finish(ref)
+}
+
 // scriptedVM is a VM whose tasks follow the script.
 type scriptedVM struct {
 	*simulator.VirtualMachine
@@ -507,12 +540,15 @@ func (vm *scriptedVM) clone(ctx *simulator.Context, wait waiter, req *types.Clon
 	v := vm.v
 	inner := *req
 	inner.Spec.PowerOn = false
-	var body soap.HasFault
-	v.registry.WithLock(ctx, vm.Self, func() { body = vm.VirtualMachine.CloneVMTask(ctx, &inner) })
-	if f := body.Fault(); f != nil {
-		return nil, f.VimFault().(types.BaseMethodFault)
-	}
-	result, fault := v.finish(body.(*methods.CloneVM_TaskBody).Res.Returnval)
+	result, fault := v.changing(func() (ref types.ManagedObjectReference, fault *soap.Fault) {
+		v.registry.WithLock(ctx, vm.Self, func() {
+			body := vm.VirtualMachine.CloneVMTask(ctx, &inner)
+			if fault = body.Fault(); fault == nil {
+				ref = body.(*methods.CloneVM_TaskBody).Res.Returnval
+			}
+		})
+		return ref, fault
+	})
 	if fault != nil {
 		return nil, fault
 	}
@@ -622,14 +658,14 @@ func (vm *scriptedVM) ResetVMTask(ctx *simulator.Context, _ *types.ResetVM_Task)
 // DestroyTask is Destroy_Task of the vSphere API.
 func (vm *scriptedVM) DestroyTask(ctx *simulator.Context, req *types.Destroy_Task) soap.HasFault {
 	p := vm.v.plan("Destroy_Task", vm.name(), 0, "", false)
-	if p.empty() {
-		return vm.VirtualMachine.DestroyTask(ctx, req)
-	}
 	return &methods.Destroy_TaskBody{Res: &types.Destroy_TaskResponse{Returnval: vm.v.start(ctx, vm, "destroy", p, func() {},
 		func(own *simulator.Context, _ waiter) (types.AnyType, types.BaseMethodFault) {
-			var body soap.HasFault
-			vm.v.registry.WithLock(own, vm.Self, func() { body = vm.VirtualMachine.DestroyTask(own, req) })
-			return vm.v.finish(body.(*methods.Destroy_TaskBody).Res.Returnval)
+			return vm.v.changing(func() (ref types.ManagedObjectReference, fault *soap.Fault) {
+				vm.v.registry.WithLock(own, vm.Self, func() {
+					ref = vm.VirtualMachine.DestroyTask(own, req).(*methods.Destroy_TaskBody).Res.Returnval
+				})
+				return ref, nil
+			})
 		})}}
 }
 
