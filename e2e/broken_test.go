@@ -7,7 +7,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -22,7 +21,6 @@ import (
 
 	"berth/internal/loadlog"
 	"berth/reservation"
-	"berth/workflows"
 )
 
 // updateReliability has TestTheStackBrokenOnPurpose write its report into docs/reliability.md.
@@ -252,6 +250,17 @@ func TestTheStackBrokenOnPurpose(t *testing.T) {
 	}
 	add(c.breaks(t, "Temporal killed, restarted by Docker", nil, func() { s.kill(t, s.containers(t, "temporal")[0]) }))
 	time.Sleep(between)
+	s.ready(t)
+	c.enough(t, 60)
+	stopped := s.containers(t, "worker-vmware")[:1]
+	stopped = append(stopped, s.containers(t, "worker-xcat")[:1]...)
+	add(c.breaks(t, "docker stop of a worker-vmware and a worker-xcat, which drain", stopped, func() {
+		s.run(t, time.Minute, "docker", append([]string{"stop", "-t", "40"}, stopped...)...)
+		for _, id := range stopped { // 137 is one that was killed because it did not end
+			require.Equal(t, "0", strings.TrimSpace(s.run(t, time.Minute, "docker", "inspect", "-f", "{{.State.ExitCode}}", id)))
+		}
+		s.run(t, time.Minute, "docker", append([]string{"start"}, stopped...)...)
+	}))
 	s.ready(t)
 	c.enough(t, 60)
 	add(c.breaks(t, "PostgreSQL killed, restarted by Docker", nil, func() { s.kill(t, s.containers(t, "postgresql")[0]) }))
@@ -543,6 +552,3 @@ func writeReport(t *testing.T, text string) {
 	require.True(t, ok, "%s has no %q", file, reportTo)
 	require.NoError(t, os.WriteFile(file, []byte(before+reportFrom+text+reportTo+after), 0o644))
 }
-
-var _ = maps.Keys[map[string]int]
-var _ = workflows.ReservationName

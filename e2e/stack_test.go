@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/converter"
@@ -369,9 +370,12 @@ func (s *stack) settled(t *testing.T, limit time.Duration) {
 	})
 }
 
+// xcatRate is how many phases a second may start on the queues of xCAT in TestTheStack.
+const xcatRate = 2
+
 // TestTheStack runs docker-compose.yml as a lab would.
 func TestTheStack(t *testing.T) {
-	s := newStack(t, 0, "XCAT_SLOTS=6")
+	s := newStack(t, 0, "XCAT_SLOTS=6", fmt.Sprintf("XCAT_QUEUE_RATE=%d", xcatRate))
 	began := time.Now()
 	lap := func(what string) {
 		t.Logf("%-40s %4.0f s", what, time.Since(began).Seconds())
@@ -413,6 +417,15 @@ func TestTheStack(t *testing.T) {
 		require.LessOrEqual(t, site.Metal.MostArmed, 6, "one worker with XCAT_SLOTS=6")
 		lap("batch of 64 loaded")
 	})
+	t.Run("a queue starts no more phases a second than its rate", func(t *testing.T) {
+		starts := s.starts(t, "xcat")
+		const window = 10 * xcatRate
+		require.Greater(t, len(starts), window)
+		for i := range len(starts) - window {
+			// Less than a second of them may have been saved up.
+			require.GreaterOrEqual(t, starts[i+window].Sub(starts[i]), 9*time.Second, "%d phases from %s on", window, starts[i])
+		}
+	})
 	t.Run("what runs is shut in", func(t *testing.T) { s.shutIn(t) })
 	t.Run("every panel shows data", func(t *testing.T) { s.panels(t) })
 	t.Run("no secret is told", func(t *testing.T) { s.tellsNoSecret(t) })
@@ -451,6 +464,30 @@ func TestTheStack(t *testing.T) {
 		lap("a type without a worker")
 	})
 	t.Run("down and up keep the reservations, and so do backup and restore", func(t *testing.T) { s.keeps(t, lap) })
+}
+
+// starts returns when the phases of live reservations started on the queues of a provisioner type, in order.
+func (s *stack) starts(t *testing.T, provisioner string) []time.Time {
+	t.Helper()
+	all, err := s.list(t.Context())
+	require.NoError(t, err)
+	var starts []time.Time
+	for _, o := range all {
+		ours := map[int64]bool{} // events that put a phase on a queue
+		history := s.temporal.GetWorkflowHistory(t.Context(), "computer/"+o.computer, o.run, false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+		for history.HasNext() {
+			event, err := history.Next()
+			require.NoError(t, err)
+			if scheduled := event.GetActivityTaskScheduledEventAttributes(); scheduled != nil {
+				ours[event.GetEventId()] = strings.Contains(scheduled.GetTaskQueue().GetName(), provisioner)
+			}
+			if started := event.GetActivityTaskStartedEventAttributes(); started != nil && ours[started.GetScheduledEventId()] {
+				starts = append(starts, event.GetEventTime().AsTime())
+			}
+		}
+	}
+	slices.SortFunc(starts, time.Time.Compare)
+	return starts
 }
 
 // release releases reservations and waits until they are over.

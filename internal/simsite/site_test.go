@@ -26,6 +26,7 @@ import (
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
 
 	"berth/internal/catalog"
 	"berth/internal/simsite/guestos"
@@ -431,7 +432,7 @@ func TestVMsComeAndGoAndAreLookedForSideBySide(t *testing.T) {
 	for n := range 8 {
 		group.Go(func() error {
 			name := fmt.Sprintf("vm-%04d", n+1)
-			for range 10 {
+			for range 4 {
 				task := l.clone(name, "")
 				for range 3 {
 					if _, err := index.FindChild(t.Context(), l.folder, name); err != nil {

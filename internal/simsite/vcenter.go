@@ -89,6 +89,7 @@ func newVCenter(ctx context.Context, site *Site, script *Script, user, password 
 		v.model.Remove()
 		return nil, fmt.Errorf("vCenter's inventory: %w", err)
 	}
+	v.registry.Put(&orderlyIndex{SearchIndex: v.registry.SearchIndex(), inventory: &v.inventory})
 	v.registry.AddHandler(v)
 	v.registry.Handler = v.handle
 	return v, nil
@@ -293,11 +294,6 @@ func (v *vcenter) handle(ctx *simulator.Context, m *simulator.Method) (mo.Refere
 			return nil, newFault(f.Type)
 		}
 	}
-	if m.Name == "FindChild" {
-		if index, ok := v.registry.Get(m.This).(*simulator.SearchIndex); ok {
-			return &orderlyIndex{SearchIndex: index, inventory: &v.inventory}, nil
-		}
-	}
 	return nil, nil
 }
 
@@ -470,7 +466,10 @@ func (v *vcenter) changing(begin func() (types.ManagedObjectReference, *soap.Fau
 	if fault != nil {
 		return nil, fault.VimFault().(types.BaseMethodFault)
 	}
-	return v.finish(ref)
+	result, failed := v.finish(ref)
+	// A destroy leaves it to a task of the file manager, which has its lock by now, to remove the files.
+	v.registry.WithLock(&simulator.Context{Map: v.registry}, v.registry.FileManager().Reference(), func() {})
+	return result, failed
 }
 
 // scriptedVM is a VM whose tasks follow the script.
