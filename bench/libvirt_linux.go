@@ -72,6 +72,8 @@ type bareGuest struct {
 	master string // path of what the disk is a copy on write of
 	seed   string // path
 	boot   []byte // what the seed held when the guest was started
+
+	hostKey ssh.PublicKey // that the seed hands to the guest
 }
 
 // measureLibvirt takes the time from power-on to a login, by a bare loop and through Berth, turn and turn about on the same
@@ -318,6 +320,13 @@ func (l *hostLab) keep(ctx context.Context, computer string) error {
 	if !strings.Contains(string(g.boot), "PRIVATE KEY") {
 		return errors.New("its seed has lost the host key already")
 	}
+	public := regexp.MustCompile(`ed25519_public: (.+)`).FindSubmatch(g.boot)
+	if public == nil {
+		return errors.New("its seed does not say which host key it hands over")
+	}
+	if g.hostKey, _, _, _, err = ssh.ParseAuthorizedKey(public[1]); err != nil {
+		return fmt.Errorf("the host key of its seed: %w", err)
+	}
 	out, err := exec.CommandContext(ctx, "qemu-img", "info", "--force-share", "--output=json", g.disk).Output()
 	if err != nil {
 		return err
@@ -361,7 +370,7 @@ func (l *hostLab) bareLoop(ctx context.Context, computer string) (time.Duration,
 	}()
 	at := slices.IndexFunc(l.catalog.Computers, func(c reservation.Computer) bool { return c.Name == computer })
 	config := &ssh.ClientConfig{User: "root", Auth: []ssh.AuthMethod{ssh.PublicKeys(l.signer)},
-		HostKeyCallback: ssh.InsecureIgnoreHostKey()}
+		HostKeyCallback: ssh.FixedHostKey(g.hostKey), HostKeyAlgorithms: []string{g.hostKey.Type()}}
 	address := net.JoinHostPort(l.catalog.Computers[at].Address, "22")
 	began := time.Now()
 	if _, err := l.host.Virsh(ctx, "start", computer); err != nil {

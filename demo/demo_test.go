@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"berth/demo/internal/programs"
 	"berth/internal/loadlog"
 	"berth/internal/simsite"
 	"berth/reservation"
@@ -227,10 +228,10 @@ func TestACommandsExitCodeAndWordsAreKept(t *testing.T) {
 	s.environment = append(s.environment, "BERTH_STRAY=mine")
 	var out bytes.Buffer
 	err := s.command(t.Context(), &out, "show", "vm-01")
-	require.Equal(t, 4, exitCode(err))
+	require.Equal(t, 4, programs.ExitCode(err))
 	require.ErrorContains(t, err, "starter show vm-01: exit status 4: no such computer")
 	require.Equal(t, s.catalog()+" \n", out.String(), "the caller's own BERTH variables do not reach the demonstration's programs")
-	require.Equal(t, -1, exitCode(errors.New("no exit code")))
+	require.Equal(t, -1, programs.ExitCode(errors.New("no exit code")))
 	require.True(t, errors.As(err, new(*exec.ExitError)))
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"berth/demo/internal/programs"
 	"berth/internal/loadlog"
 	"berth/reservation"
 )
@@ -86,7 +87,7 @@ func (d *director) play(ctx context.Context) error {
 // watched takes the exit code that says that a reservation did not become ready for what it is here: scripted.
 func watched(err error) error {
 	const notReady = 1
-	if exitCode(err) == notReady {
+	if programs.ExitCode(err) == notReady {
 		return nil
 	}
 	return err

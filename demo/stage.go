@@ -12,10 +12,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"berth/demo/internal/programs"
 	"berth/internal/devserver"
 	"berth/internal/process"
 	"berth/internal/simsite"
@@ -24,7 +24,6 @@ import (
 const (
 	startLimit = 60 * time.Second // for each of the programs
 	stopGrace  = 5 * time.Second
-	askEvery   = 50 * time.Millisecond
 	tailLines  = 12
 	workers    = 2
 )
@@ -213,46 +212,12 @@ func (s *stage) startWorker(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("%s does not serve after %s", name, startLimit))
-	defer cancel()
-	ticker := time.NewTicker(askEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-worker.Done():
-			return fmt.Errorf("%s ended at its start (%w)\n  %s", name, worker.Err(), worker.Tail(tailLines))
-		case <-ctx.Done():
-			return fmt.Errorf("%w\n  %s", context.Cause(ctx), worker.Tail(tailLines))
-		case <-ticker.C:
-		}
-		if ready(ctx, "http://"+health+"/readyz") {
-			return nil
-		}
-	}
-}
-
-func ready(ctx context.Context, url string) bool {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return false
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return false
-	}
-	defer response.Body.Close()
-	return response.StatusCode == http.StatusOK
+	return programs.Serves(ctx, startLimit, name, worker.Process, health)
 }
 
 // env returns the environment of our programs: the caller's without any BERTH_ variable, and ours.
 func (s *stage) env(more ...string) []string {
-	var env []string
-	for _, pair := range s.environment {
-		if !strings.HasPrefix(pair, "BERTH_") {
-			env = append(env, pair)
-		}
-	}
-	env = append(env, "BERTH_CATALOG="+s.catalog(), "BERTH_PROVISIONERS=vmware,xcat", "BERTH_USER=demo")
+	env := append(programs.Plain(s.environment), "BERTH_CATALOG="+s.catalog(), "BERTH_PROVISIONERS=vmware,xcat", "BERTH_USER=demo")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.server != nil {
@@ -340,42 +305,7 @@ func (s *stage) whileAlive(ctx context.Context, work func(context.Context) error
 
 // command runs the production command line to its end, its output going to out.
 func (s *stage) command(ctx context.Context, out io.Writer, args ...string) error {
-	var stderr bytes.Buffer
-	running, err := process.Start(process.Options{Path: filepath.Join(s.bin, "starter"), Args: args, Env: s.env(), Stdout: out, Stderr: &stderr})
-	if err != nil {
-		return err
-	}
-	select {
-	case <-running.Done():
-	case <-ctx.Done():
-		running.Stop(stopGrace)
-		return context.Cause(ctx)
-	}
-	if err := running.Err(); err != nil {
-		return &commandError{args: args, said: strings.TrimSpace(stderr.String()), cause: err}
-	}
-	return nil
-}
-
-// commandError says that the command line ended with an exit code.
-type commandError struct {
-	args  []string
-	said  string
-	cause error
-}
-
-func (e *commandError) Error() string {
-	return fmt.Sprintf("starter %s: %v: %s", strings.Join(e.args, " "), e.cause, e.said)
-}
-func (e *commandError) Unwrap() error { return e.cause }
-
-// exitCode returns the exit code that an error of command holds; -1 if it holds none.
-func exitCode(err error) int {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return exit.ExitCode()
-	}
-	return -1
+	return programs.Starter(ctx, s.bin, s.env(), out, args...)
 }
 
 // stop ends everything, the workers before what they work with.

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth/activities"
+	"berth/internal/labtest"
 	"berth/internal/simsite"
 	"berth/reservation"
 )
@@ -99,9 +100,9 @@ func points(commands int) []point {
 		l.site.addFault(t, simsite.Fault{Method: "PowerOnVM_Task", Computer: computer, Type: "TaskInProgress", Times: 1})
 	}
 	kept := func(_ *testing.T, _ *lab, m moment) bool {
-		return m.progress.Kept["clone"] != "" && m.progress.Kept["clone"] != "asked"
+		return m.Progress.Kept["clone"] != "" && m.Progress.Kept["clone"] != "asked"
 	}
-	asked := func(_ *testing.T, _ *lab, m moment) bool { return m.progress.Kept["clone"] == "asked" }
+	asked := func(_ *testing.T, _ *lab, m moment) bool { return m.Progress.Kept["clone"] == "asked" }
 
 	all := []point{
 		{name: "look up", phase: load, stage: "look up", vcenter: any()},
@@ -156,7 +157,7 @@ func late(takes simsite.Duration) point {
 				require.FailNow(t, "no other worker asks for a clone")
 			}
 			first.open()
-			eventually(t, patience, func() (bool, string) {
+			labtest.Eventually(t, patience, func() (bool, string) {
 				return l.site.counts(t, computer).CloneCalls == 1, "the request of the worker that was killed has not arrived"
 			})
 			next.open()
@@ -209,9 +210,9 @@ func killAt(t *testing.T, w *world, site *site, name string, p point) string {
 	// Only a heartbeat that was sent after the point tells the stage for certain, and one may be under way.
 	since = since.Add(activities.HeartbeatThrottle)
 	m := b.until(t, patience, func(m moment) bool {
-		return m.running() && m.phase == p.phase && (p.stage == "" || m.stage().Name == p.stage) && (p.silent || m.heard.After(since)) && (p.is == nil || p.is(t, l, m))
+		return m.Running() && m.Phase == p.phase && (p.stage == "" || m.Stage().Name == p.stage) && (p.silent || m.Heard.After(since)) && (p.is == nil || p.is(t, l, m))
 	})
-	require.Equal(t, victim.identity, m.progress.Worker)
+	require.Equal(t, victim.identity, m.Progress.Worker)
 	victim.Kill()
 
 	if p.vcenter != nil && p.vcenter.all {
@@ -238,13 +239,13 @@ func killAt(t *testing.T, w *world, site *site, name string, p point) string {
 		}
 		require.Equal(t, worker, record.Worker)
 		if record.Phase == p.phase && !p.silent {
-			was := m.progress.Stages
+			was := m.Progress.Stages
 			require.GreaterOrEqual(t, len(record.Stages), len(was))
 			for i := range was {
 				require.Equal(t, was[i].Name, record.Stages[i].Name, "the stages before the kill are kept")
 				require.True(t, was[i].Began.Equal(record.Stages[i].Began))
 			}
-			require.True(t, record.Began.Before(m.heard), "the clock is kept")
+			require.True(t, record.Began.Before(m.Heard), "the clock is kept")
 		}
 	}
 	counts := site.counts(t, name)
@@ -256,5 +257,5 @@ func killAt(t *testing.T, w *world, site *site, name string, p point) string {
 	if p.silent {
 		return p.name
 	}
-	return stageKey(p.phase, m.stage())
+	return stageKey(p.phase, m.Stage())
 }

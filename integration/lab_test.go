@@ -21,16 +21,11 @@ import (
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
-	commonpb "go.temporal.io/api/common/v1"
-	enumspb "go.temporal.io/api/enums/v1"
-	workflowpb "go.temporal.io/api/workflow/v1"
-	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
-	"go.temporal.io/sdk/converter"
-	"go.temporal.io/sdk/temporal"
 
 	"berth/internal/catalog"
 	"berth/internal/hold"
+	"berth/internal/labtest"
 	"berth/internal/process"
 	"berth/internal/simsite"
 	"berth/provisioners"
@@ -156,8 +151,7 @@ func testImage() reservation.Image {
 
 // workerProcess is a production worker that serves.
 type workerProcess struct {
-	*process.Process
-	log      string
+	*labtest.Worker
 	identity string
 }
 
@@ -183,35 +177,12 @@ func (w *world) startWorker(t *testing.T, name string, o workerOptions) *workerP
 	}
 	w.starting <- struct{}{}
 	defer func() { <-w.starting }()
-	p := &workerProcess{log: filepath.Join(t.TempDir(), name+".log")}
 	env := append(os.Environ(), "BERTH_TEMPORAL_ADDRESS="+o.temporal, "BERTH_TEMPORAL_NAMESPACE="+w.server.Namespace, "BERTH_LISTEN=", "BERTH_LOG_LEVEL=debug")
-	var err error
-	p.Process, err = process.Start(process.Options{Path: program, Env: append(append(env, w.env...), o.env...), Log: p.log})
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		p.Kill()
-		text := p.text()
-		if strings.Contains(text, "DATA RACE") {
-			t.Errorf("worker %s has a data race:\n%s", name, text)
-		}
-		if strings.Contains(text, "panic") {
-			t.Errorf("worker %s has panicked:\n%s", name, text)
-		}
-		if t.Failed() {
-			t.Logf("worker %s: %s", name, p.Tail(60))
-		}
-	})
+	p := &workerProcess{Worker: labtest.StartWorker(t, patience, name, process.Options{Path: program, Env: append(append(env, w.env...), o.env...),
+		Log: filepath.Join(t.TempDir(), name+".log")})}
 	host, err := os.Hostname()
 	require.NoError(t, err)
 	p.identity = fmt.Sprintf("worker@%s:%d", host, p.Pid())
-	eventually(t, patience, func() (bool, string) {
-		select {
-		case <-p.Done():
-			require.FailNow(t, "the worker ended at its start", p.Tail(60))
-		default:
-		}
-		return strings.Contains(p.text(), `"message":"the worker serves"`), "it does not serve yet"
-	})
 	return p
 }
 
@@ -227,11 +198,6 @@ func (l *lab) worker(t *testing.T, o ...workerOptions) *workerProcess {
 	return l.world.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), options)
 }
 
-func (p *workerProcess) text() string {
-	text, _ := os.ReadFile(p.log)
-	return string(text)
-}
-
 func (p *workerProcess) signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
 	require.NoError(t, syscall.Kill(p.Pid(), s))
@@ -240,8 +206,8 @@ func (p *workerProcess) signal(t *testing.T, s syscall.Signal) {
 // says waits until the worker's log holds every one of the words in one line.
 func (p *workerProcess) says(t *testing.T, words ...string) {
 	t.Helper()
-	eventually(t, patience, func() (bool, string) {
-		for line := range strings.Lines(p.text()) {
+	labtest.Eventually(t, patience, func() (bool, string) {
+		for line := range strings.Lines(p.Text()) {
 			all := true
 			for _, word := range words {
 				all = all && strings.Contains(line, word)
@@ -291,102 +257,33 @@ func (l *lab) booking(w *world, name, computer, id, run string) *booking {
 	return &booking{lab: l, run: w.client.GetWorkflow(context.Background(), id, run), name: name, computer: computer}
 }
 
-// moment is how a reservation stands, without a word from its workflow.
-type moment struct {
-	closed   bool
-	phase    reservation.Phase
-	outcome  reservation.Outcome
-	attempt  int
-	pending  *workflowpb.PendingActivityInfo // the running phase's activity; nil if none
-	progress reservation.Progress            // of its last heartbeat
-	heard    time.Time                       // when that was
-}
+// moment is how a reservation stands.
+type moment = labtest.Moment
 
-// stage is the last stage that the running phase has shown.
-func (m moment) stage() reservation.Stage {
-	if n := len(m.progress.Stages); n > 0 {
-		return m.progress.Stages[n-1]
-	}
-	return reservation.Stage{}
-}
-
-// running says whether a worker is at the phase now.
-func (m moment) running() bool {
-	return m.pending != nil && m.pending.GetState() == enumspb.PENDING_ACTIVITY_STATE_STARTED
-}
-
-func (m moment) String() string {
-	text := fmt.Sprintf("phase %s, outcome %q, attempt %d", m.phase, m.outcome, m.attempt)
-	if m.pending != nil {
-		text += fmt.Sprintf("; %s %s, try %d, stage %q (%s), worker %s, kept %v, last failure %v", m.pending.GetActivityType().GetName(), m.pending.GetState(),
-			m.pending.GetAttempt(), m.stage().Name, m.stage().Detail, m.progress.Worker, m.progress.Kept, m.pending.GetLastFailure().GetMessage())
-	}
-	return text
+func (b *booking) watched() labtest.Watched {
+	return labtest.Watched{Client: b.lab.world.client, Run: b.run}
 }
 
 func (b *booking) look(t *testing.T) moment {
 	t.Helper()
-	described, err := b.lab.world.client.DescribeWorkflowExecution(t.Context(), b.run.GetID(), b.run.GetRunID())
-	require.NoError(t, err)
-	return momentOf(described)
+	return b.watched().Look(t)
 }
 
-func momentOf(described *workflowservice.DescribeWorkflowExecutionResponse) moment {
-	info := described.GetWorkflowExecutionInfo()
-	m := moment{closed: info.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING}
-	attributes := info.GetSearchAttributes().GetIndexedFields()
-	keys := workflows.SearchAttributes()
-	read := func(key temporal.SearchAttributeKey, into any) {
-		if payload := attributes[key.GetName()]; payload != nil {
-			_ = converter.GetDefaultDataConverter().FromPayload(payload, into)
-		}
-	}
-	read(keys.Phase, &m.phase)
-	read(keys.Outcome, &m.outcome)
-	read(keys.Attempt, &m.attempt)
-	for _, pending := range described.GetPendingActivities() {
-		m.pending = pending
-		m.heard = pending.GetLastHeartbeatTime().AsTime()
-		decode(pending.GetHeartbeatDetails(), &m.progress)
-	}
-	return m
-}
-
-func decode(payloads *commonpb.Payloads, into any) {
-	if len(payloads.GetPayloads()) > 0 {
-		_ = converter.GetDefaultDataConverter().FromPayload(payloads.GetPayloads()[0], into)
-	}
-}
-
-// until waits until the reservation stands as is says, and returns that moment. A reservation that is over meanwhile fails
-// the test.
 func (b *booking) until(t *testing.T, limit time.Duration, is func(moment) bool) moment {
 	t.Helper()
-	var m moment
-	eventually(t, limit, func() (bool, string) {
-		m = b.look(t)
-		if is(m) {
-			return true, ""
-		}
-		if m.closed {
-			_, err := b.result(t)
-			require.FailNow(t, "the reservation is over", "%s: %v", m, err)
-		}
-		return false, m.String()
-	})
-	return m
+	return b.watched().Until(t, limit, is)
 }
 
 // atStage waits until a phase shows a stage.
 func (b *booking) atStage(t *testing.T, phase reservation.Phase, stage string) moment {
 	t.Helper()
-	return b.until(t, patience, func(m moment) bool { return m.running() && m.phase == phase && m.stage().Name == stage })
+	return b.until(t, patience, func(m moment) bool { return m.Running() && m.Phase == phase && m.Stage().Name == stage })
 }
 
 // ready waits until the computer is handed over, checks what must be true of it then, and returns the status.
 func (b *booking) ready(t *testing.T, limit time.Duration) reservation.Status {
 	t.Helper()
-	b.until(t, limit, func(m moment) bool { return m.outcome == reservation.OutcomeReady })
+	b.until(t, limit, func(m moment) bool { return m.Outcome == reservation.OutcomeReady })
 	status := b.status(t)
 	require.Equal(t, reservation.PhaseReady, status.Phase)
 	guest := b.lab.site.mustGuest(t, b.computer)
@@ -414,35 +311,13 @@ func (b *booking) mark(attempt int) string {
 
 func (b *booking) status(t *testing.T) reservation.Status {
 	t.Helper()
-	var status reservation.Status
-	eventually(t, patience, func() (bool, string) {
-		answer, err := b.lab.world.client.QueryWorkflow(t.Context(), b.run.GetID(), b.run.GetRunID(), workflows.StatusQuery)
-		if err != nil {
-			return false, err.Error() // the workflow is between two tasks, or the machine is busy
-		}
-		require.NoError(t, answer.Get(&status))
-		return true, ""
-	})
-	return status
+	return b.watched().Status(t, patience)
 }
 
 // result waits until the reservation is over, and returns its status and the workflow's error.
 func (b *booking) result(t *testing.T) (reservation.Status, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), takeover)
-	defer cancel()
-	var status reservation.Status
-	err := b.run.Get(ctx, &status)
-	var application *temporal.ApplicationError
-	var cancelled *temporal.CanceledError
-	switch {
-	case errors.As(err, &application) && application.HasDetails():
-		require.NoError(t, application.Details(&status))
-	case errors.As(err, &cancelled) && cancelled.HasDetails():
-		require.NoError(t, cancelled.Details(&status))
-	}
-	require.NoError(t, ctx.Err(), "the reservation does not end: %s", b.look(t))
-	return status, err
+	return b.watched().Result(t, takeover)
 }
 
 // release gives the computer back, and sees that nothing is left.
@@ -482,7 +357,7 @@ func (l *lab) gone(t *testing.T, computer string) {
 // quiet sees that nothing runs in the vCenter any more. It may be busy for a moment with files of a VM that is gone.
 func (l *lab) quiet(t *testing.T) {
 	t.Helper()
-	eventually(t, patience, func() (bool, string) {
+	labtest.Eventually(t, patience, func() (bool, string) {
 		running := l.runningTasks(t)
 		return len(running) == 0, fmt.Sprintf("these tasks run: %q", running)
 	})

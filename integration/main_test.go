@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"flag"
@@ -153,30 +152,6 @@ func thumbprint(c tls.Certificate) string {
 	}
 	return strings.Join(pairs, ":")
 }
-
-// eventually polls until done says so, and fails the test with what it said last when that takes too long. The limit is
-// no measure of anything: it is there so that a test which waits in vain ends.
-func eventually(t *testing.T, limit time.Duration, done func() (bool, string)) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for {
-		ok, said := done()
-		if ok {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			require.FailNow(t, "waited in vain", "for %s; the last look: %s", limit, said)
-		case <-tick.C:
-		}
-	}
-}
-
-// pollEvery is how often a condition is looked at.
-const pollEvery = 100 * time.Millisecond
 
 // patience is how long a test waits for what comes without a lost worker; takeover is for what comes after the heartbeat
 // timeout of 30 s. Both are for a machine on which everything runs at once.

@@ -75,7 +75,7 @@ func (l *metalLab) node(t *testing.T, name string) simsite.NodeStatus {
 // loaded waits until the node is handed over, and returns the status.
 func (l *metalLab) loaded(t *testing.T, b *booking) reservation.Status {
 	t.Helper()
-	b.until(t, takeover, func(m moment) bool { return m.outcome == reservation.OutcomeReady })
+	b.until(t, takeover, func(m moment) bool { return m.Outcome == reservation.OutcomeReady })
 	node := l.node(t, b.computer)
 	require.True(t, node.Power)
 	require.False(t, node.Armed())

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"berth/internal/labtest"
 	"berth/internal/loadlog"
 	"berth/internal/simsite"
 	"berth/provisioners/vmware"
@@ -55,7 +56,7 @@ func testSecrets(t *testing.T, w *world) {
 	require.True(t, started[0].Started)
 
 	// Nobody gets to the guest before its secrets are known: the handed host key, and what chpasswd is told.
-	eventually(t, patience, func() (bool, string) {
+	labtest.Eventually(t, patience, func() (bool, string) {
 		return l.site.counts(t, computer).PowerOns == 1, "the VM is not powered on"
 	})
 	handed := l.extraConfig(t, computer)[vmware.KeyHostKey]
@@ -79,7 +80,7 @@ func testSecrets(t *testing.T, w *world) {
 	status := b.ready(t, patience)
 	require.Equal(t, "load done, post-load done", phases(status))
 	var view loadlog.View
-	eventually(t, patience, func() (bool, string) { // where no worker answers within seconds, the history does, and a note says so
+	labtest.Eventually(t, patience, func() (bool, string) { // where no worker answers within seconds, the history does, and a note says so
 		view = loadlog.View{}
 		require.NoError(t, json.Unmarshal([]byte(starter("show", name, "-o", "json")), &view))
 		return len(view.Notes) == 0, strings.Join(view.Notes, "; ")
@@ -104,7 +105,7 @@ func testSecrets(t *testing.T, w *world) {
 
 	query := fmt.Sprintf("BerthReservation=%q AND BerthComputer=%q AND BerthImage='debian12-r3' AND BerthProvisioner='vmware' AND BerthOS='linux 12' AND "+
 		"BerthUser='ana' AND BerthPhase='ready' AND BerthOutcome='ready' AND BerthAttempt=1", name, computer)
-	eventually(t, patience, func() (bool, string) { // visibility comes after the fact
+	labtest.Eventually(t, patience, func() (bool, string) { // visibility comes after the fact
 		found, err := w.client.ListWorkflow(t.Context(), &workflowservice.ListWorkflowExecutionsRequest{Namespace: w.server.Namespace, Query: query})
 		require.NoError(t, err)
 		return len(found.GetExecutions()) == 1, "not found by its search attributes"
@@ -158,7 +159,7 @@ func testSecrets(t *testing.T, w *world) {
 		require.NoError(t, err)
 		haystack[what] = wire
 	}
-	haystack["log of the worker"], haystack["log of the workflows' worker"] = []byte(worker.text()), []byte(w.workflows.text())
+	haystack["log of the worker"], haystack["log of the workflows' worker"] = []byte(worker.Text()), []byte(w.workflows.Text())
 
 	needles := map[string][]string{
 		"the vCenter's password":     {l.site.secret(t, passwordFile)},
@@ -218,7 +219,7 @@ func listen(t *testing.T, s *site, computer string) {
 	handed, _, _, _, err := ssh.ParseAuthorizedKey([]byte(s.file(t, computer, "/etc/ssh/ssh_host_ed25519_key.pub")))
 	require.NoError(t, err)
 	var connection *ssh.Client
-	eventually(t, patience, func() (bool, string) {
+	labtest.Eventually(t, patience, func() (bool, string) {
 		connection, err = ssh.Dial("tcp", s.mustGuest(t, computer).Address, &ssh.ClientConfig{User: "root", Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)},
 			HostKeyCallback: ssh.FixedHostKey(handed)})
 		return err == nil, fmt.Sprint(err)

@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"berth/internal/devserver"
+	"berth/internal/labtest"
 	"berth/internal/simsite"
 	"berth/reservation"
 )
@@ -68,7 +69,7 @@ func testSeen(t *testing.T, w *world) {
 
 	second := l.reserve(t, moves)
 	second.until(t, patience, func(m moment) bool {
-		return m.running() && m.stage().Name == "clone" && m.progress.Kept["clone"] != "" && m.progress.Kept["clone"] != "asked"
+		return m.Running() && m.Stage().Name == "clone" && m.Progress.Kept["clone"] != "" && m.Progress.Kept["clone"] != "asked"
 	})
 	victim.Kill()
 	own.workflows.Kill()
@@ -137,7 +138,7 @@ func testSeen(t *testing.T, w *world) {
 func wholeTrace(t *testing.T, c *collectorOfTraces, b *booking) []span {
 	t.Helper()
 	var spans []span
-	eventually(t, patience, func() (bool, string) {
+	labtest.Eventually(t, patience, func() (bool, string) {
 		var traces map[string]bool
 		spans, traces = c.of(b.name)
 		require.LessOrEqual(t, len(traces), 1, "a reservation has one trace")
@@ -180,7 +181,7 @@ func path(spans []span, s span) string {
 // metrics asks the worker for what it exports.
 func (p *workerProcess) metrics(t *testing.T) map[string]*dto.MetricFamily {
 	t.Helper()
-	address := regexp.MustCompile(`"address":"([^"]+)"[^\n]*health and metrics`).FindStringSubmatch(p.text())
+	address := regexp.MustCompile(`"address":"([^"]+)"[^\n]*health and metrics`).FindStringSubmatch(p.Text())
 	require.NotNil(t, address, "the worker serves no metrics")
 	response, err := http.Get("http://" + address[1] + "/metrics")
 	require.NoError(t, err)

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth/internal/catalog"
+	"berth/internal/labtest"
 	"berth/internal/process"
 	"berth/internal/simsite"
 	"berth/reservation"
@@ -50,7 +51,7 @@ func (w *world) startSite(t *testing.T, script simsite.Script) *site {
 		}
 	})
 	var says struct{ URL, Control, Catalog, Dir string }
-	eventually(t, patience, func() (bool, string) {
+	labtest.Eventually(t, patience, func() (bool, string) {
 		select {
 		case <-p.Done():
 			require.FailNow(t, "the site ended at its start", p.Tail(30))

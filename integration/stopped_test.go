@@ -13,7 +13,7 @@ import (
 	"berth/reservation"
 )
 
-func cloning(m moment) bool { return strings.HasPrefix(m.progress.Kept["clone"], "task-") }
+func cloning(m moment) bool { return strings.HasPrefix(m.Progress.Kept["clone"], "task-") }
 
 // configuring holds a guest in the middle of its configuration: nonce, boot id, set-up and once more boot id come before
 // that.
@@ -31,11 +31,11 @@ func testCancelled(t *testing.T, w *world) {
 			behaviour: simsite.Behaviour{CloneTakes: after(600)}, phase: reservation.PhaseLoad, at: cloning, want: "load, clean done",
 		},
 		"while the guest is waited for": {
-			behaviour: simsite.Behaviour{Silent: true}, phase: reservation.PhasePostLoad, at: func(m moment) bool { return m.stage().Name == "tcp" },
+			behaviour: simsite.Behaviour{Silent: true}, phase: reservation.PhasePostLoad, at: func(m moment) bool { return m.Stage().Name == "tcp" },
 			want: "load done, post-load, clean done",
 		},
 		"while the guest is configured": {
-			door: configuring(), phase: reservation.PhasePostLoad, at: func(m moment) bool { return m.stage().Name == stageConfigure },
+			door: configuring(), phase: reservation.PhasePostLoad, at: func(m moment) bool { return m.Stage().Name == stageConfigure },
 			want: "load done, post-load, clean done",
 		},
 	} {
@@ -45,7 +45,7 @@ func testCancelled(t *testing.T, w *world) {
 			l := w.newLab(t, computer, withDoor(labOptions{computers: one(computer, c.behaviour)}, computer, c.door))
 			l.worker(t)
 			b := l.reserve(t, computer)
-			b.until(t, patience, func(m moment) bool { return m.running() && m.phase == c.phase && c.at(m) })
+			b.until(t, patience, func(m moment) bool { return m.Running() && m.Phase == c.phase && c.at(m) })
 			_, stderr, code := l.starter(t, "cancel", computer, "--wait")
 			require.Zero(t, code, stderr)
 			status, err := b.result(t)
@@ -59,7 +59,7 @@ func testCancelled(t *testing.T, w *world) {
 			require.Equal(t, 1, counts.CloneCalls)
 			require.Equal(t, counts.Clones, counts.Destroys)
 			m := b.look(t)
-			require.Equal(t, []any{reservation.PhaseEnded, reservation.OutcomeCancelled}, []any{m.phase, m.outcome})
+			require.Equal(t, []any{reservation.PhaseEnded, reservation.OutcomeCancelled}, []any{m.Phase, m.Outcome})
 			l.reserveAs(t, "after-"+computer, computer) // nobody holds it any more
 		})
 	}
@@ -81,7 +81,7 @@ func testHandOver(t *testing.T, w *world) {
 		at        func(moment) bool
 	}{
 		"while it clones":               {behaviour: simsite.Behaviour{CloneTakes: after(30)}, phase: reservation.PhaseLoad, at: cloning},
-		"while the guest is configured": {door: configuring(), phase: reservation.PhasePostLoad, at: func(m moment) bool { return m.stage().Name == stageConfigure }},
+		"while the guest is configured": {door: configuring(), phase: reservation.PhasePostLoad, at: func(m moment) bool { return m.Stage().Name == stageConfigure }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -91,15 +91,15 @@ func testHandOver(t *testing.T, w *world) {
 			// is seen when there is one to stop.
 			first, second := l.worker(t), l.worker(t)
 			b := l.reserve(t, computer)
-			m := b.until(t, patience, func(m moment) bool { return m.running() && m.phase == c.phase && c.at(m) })
-			if m.pending.GetLastWorkerIdentity() == second.identity {
+			m := b.until(t, patience, func(m moment) bool { return m.Running() && m.Phase == c.phase && c.at(m) })
+			if m.Pending.GetLastWorkerIdentity() == second.identity {
 				first, second = second, first
 			}
 			stopped := time.Now()
 			first.signal(t, syscall.SIGTERM)
-			m = b.until(t, patience, func(m moment) bool { return m.running() && m.pending.GetLastWorkerIdentity() == second.identity })
+			m = b.until(t, patience, func(m moment) bool { return m.Running() && m.Pending.GetLastWorkerIdentity() == second.identity })
 			const heartbeatTimeout = 30 * time.Second
-			require.Less(t, m.pending.GetLastStartedTime().AsTime().Sub(stopped), heartbeatTimeout/2, "nobody had to wait for a missed heartbeat")
+			require.Less(t, m.Pending.GetLastStartedTime().AsTime().Sub(stopped), heartbeatTimeout/2, "nobody had to wait for a missed heartbeat")
 			select {
 			case <-first.Done():
 				require.NoError(t, first.Err(), "a worker that was told to stop ends well")

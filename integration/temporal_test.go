@@ -9,6 +9,7 @@ import (
 
 	"berth/internal/devserver"
 	"berth/internal/devserver/devservertest"
+	"berth/internal/labtest"
 	"berth/internal/simsite"
 	"berth/reservation"
 )
@@ -25,7 +26,7 @@ func testTemporalSilent(t *testing.T, w *world) {
 	silence.all = true
 	temporal.add(silence)
 	silence.await(t)
-	eventually(t, patience, func() (bool, string) {
+	labtest.Eventually(t, patience, func() (bool, string) {
 		return l.site.counts(t, computer).PowerOns == 1, "the VM is not powered on"
 	})
 	silence.open()
@@ -52,7 +53,7 @@ func testTemporalKilled(t *testing.T, shared *world) {
 	b.until(t, patience, cloning)
 	require.NoError(t, syscall.Kill(w.server.Pid(), syscall.SIGKILL))
 	<-w.server.Done()
-	eventually(t, patience, func() (bool, string) {
+	labtest.Eventually(t, patience, func() (bool, string) {
 		return l.site.counts(t, computer).PowerOns == 1, "the VM is not powered on"
 	})
 	w.server = devservertest.Start(t, devserver.Options{Database: options.Database, Port: w.server.Port()})
@@ -60,8 +61,8 @@ func testTemporalKilled(t *testing.T, shared *world) {
 
 	w.workflows.Kill()
 	l.doors[computer].open(t)
-	eventually(t, patience, func() (bool, string) {
-		pending := b.look(t).pending
+	labtest.Eventually(t, patience, func() (bool, string) {
+		pending := b.look(t).Pending
 		return pending == nil, "the guest is being configured"
 	})
 	w.startWorkflows(t)

@@ -129,7 +129,7 @@ func slug(name string) string {
 }
 
 func testVCenterUnreachable(t *testing.T, w *world) {
-	retried := func(m moment) bool { return m.pending != nil && m.pending.GetAttempt() > 1 }
+	retried := func(m moment) bool { return m.Pending != nil && m.Pending.GetAttempt() > 1 }
 	want := simsite.Counts{CloneCalls: 1, Clones: 1, PowerOns: 1}
 	check := func(t *testing.T, b *booking, phase reservation.Phase, lost bool) {
 		status := b.ready(t, patience)
@@ -157,9 +157,9 @@ func testVCenterUnreachable(t *testing.T, w *world) {
 		l := w.newLab(t, "cut-2", labOptions{computers: one("cut-2", simsite.Behaviour{CloneTakes: after(3)})})
 		l.worker(t)
 		b := l.reserve(t, "cut-2")
-		b.until(t, patience, func(m moment) bool { return strings.HasPrefix(m.progress.Kept["clone"], "task-") })
+		b.until(t, patience, func(m moment) bool { return strings.HasPrefix(m.Progress.Kept["clone"], "task-") })
 		l.vcenter.cut()
-		b.until(t, patience, func(m moment) bool { return strings.Contains(m.stage().Detail, "waiting for the vCenter") })
+		b.until(t, patience, func(m moment) bool { return strings.Contains(m.Stage().Detail, "waiting for the vCenter") })
 		l.vcenter.restore(t)
 		check(t, b, reservation.PhaseLoad, false)
 	})
@@ -185,7 +185,7 @@ func testSessionsExpire(t *testing.T, w *world) {
 	l.worker(t)
 	before := l.site.status(t).Calls["Login"]
 	b := l.reserve(t, computer)
-	b.until(t, patience, func(m moment) bool { return strings.HasPrefix(m.progress.Kept["clone"], "task-") })
+	b.until(t, patience, func(m moment) bool { return strings.HasPrefix(m.Progress.Kept["clone"], "task-") })
 	require.Equal(t, 1, l.site.expireSessions(t), "the worker has one session")
 	b.atStage(t, reservation.PhasePostLoad, "ssh banner")
 	require.Equal(t, 1, l.site.status(t).Calls["Login"]-before, "one login serves the load and the wait for the vCenter's tasks")

@@ -87,7 +87,7 @@ func testVersions(t *testing.T, w *world) {
 			require.Equal(t, 1, status.Attempt.Number)
 			require.Equal(t, next.identity, status.Phases[0].Worker)
 			require.GreaterOrEqual(t, status.Phases[0].Lost, 1)
-			for i, was := range m.progress.Stages {
+			for i, was := range m.Progress.Stages {
 				require.Equal(t, was.Name, status.Phases[0].Stages[i].Name, "the stages before are kept")
 				require.True(t, was.Began.Equal(status.Phases[0].Stages[i].Began))
 			}

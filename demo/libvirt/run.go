@@ -3,14 +3,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"berth/demo/internal/programs"
 	"berth/internal/devserver"
 	"berth/internal/guestimage"
 	"berth/internal/hostkey"
@@ -32,9 +31,7 @@ const (
 	startLimit = 2 * time.Minute  // for each of the programs
 	loadLimit  = 20 * time.Minute // for all loads: a full Debian takes a minute where every instruction is translated
 	stopGrace  = 5 * time.Second
-	askEvery   = 100 * time.Millisecond
-	showEvery  = 5 * time.Second // a console's line that is a new one, while the stage is the same
-	tailLines  = 12
+	showEvery  = 5 * time.Second  // a console's line that is a new one, while the stage is the same
 	health     = "127.0.0.1:9464" // the network is our own
 )
 
@@ -66,12 +63,7 @@ type shown struct {
 // run shows the demonstration. Whatever it started has ended when it returns.
 func run(ctx context.Context, o options, ports string, environment []string, out io.Writer) error {
 	s := &show{options: o, out: out, ports: strings.Split(ports, ","), began: time.Now(),
-		consoles: map[string]string{}, shown: map[string]shown{}, views: map[string]loadlog.View{}}
-	for _, pair := range environment {
-		if !strings.HasPrefix(pair, "BERTH_") {
-			s.env = append(s.env, pair)
-		}
-	}
+		env: programs.Plain(environment), consoles: map[string]string{}, shown: map[string]shown{}, views: map[string]loadlog.View{}}
 	built, err := images(ctx)
 	if err != nil {
 		return err
@@ -132,25 +124,7 @@ func (s *show) start(ctx context.Context, built *guestimage.Images) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("the worker does not serve after %s", startLimit))
-	defer cancel()
-	ticker := time.NewTicker(askEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-s.worker.Done():
-			return fmt.Errorf("the worker ended at its start (%w)\n  %s", s.worker.Err(), s.worker.Tail(tailLines))
-		case <-ctx.Done():
-			return fmt.Errorf("%w\n  %s", context.Cause(ctx), s.worker.Tail(tailLines))
-		case <-ticker.C:
-		}
-		if answer, err := http.Get("http://" + health + "/readyz"); err == nil {
-			answer.Body.Close()
-			if answer.StatusCode == http.StatusOK {
-				return nil
-			}
-		}
-	}
+	return programs.Serves(ctx, startLimit, "the worker", s.worker, health)
 }
 
 func (s *show) environment(more ...string) []string {
@@ -260,8 +234,7 @@ func (s *show) load(ctx context.Context) error {
 		s.mu.Unlock()
 	}
 	err := <-watched
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == 1 {
+	if programs.ExitCode(err) == 1 {
 		return nil // one did not become ready: the table says which
 	}
 	return err
@@ -359,22 +332,7 @@ func (s *show) command(args ...string) {
 
 // starter runs the production command line to its end.
 func (s *show) starter(ctx context.Context, out io.Writer, args ...string) error {
-	var stderr bytes.Buffer
-	running, err := process.Start(process.Options{Path: filepath.Join(s.bin, "starter"), Args: args, Env: s.environment(),
-		Stdout: out, Stderr: &stderr})
-	if err != nil {
-		return err
-	}
-	select {
-	case <-running.Done():
-	case <-ctx.Done():
-		running.Stop(stopGrace)
-		return context.Cause(ctx)
-	}
-	if err := running.Err(); err != nil {
-		return fmt.Errorf("starter %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
-	}
-	return nil
+	return programs.Starter(ctx, s.bin, s.environment(), out, args...)
 }
 
 // stop ends everything, the worker before what it works with.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"berth/internal/labtest"
 	"berth/internal/libvirthost"
 	"berth/reservation"
 )
@@ -27,31 +28,38 @@ const otherAddress = "10.77.0.2"
 func TestGuests(t *testing.T) {
 	w := newWorld(t)
 	require.NoError(t, w.host.Bridged(t.Context(), net.ParseIP(otherAddress)))
-	// By itself: it takes a processor for a minute, and each of its commands a second, where instructions are translated.
-	t.Run("a full Debian", func(t *testing.T) { testDebian(t, w) })
-	t.Run("all", func(t *testing.T) {
-		for _, one := range []struct {
-			name string
-			run  func(*testing.T, *world)
-		}{
-			{"a small guest, and its computer used again", testUsedAgain},
-			{"a guest that hangs in its first boot", testHangsOnce},
-			{"a guest that hangs for good", testHangs},
-			{"a guest that dies while it is configured", testDies},
-			{"a guest that shows another host key", testOtherKey},
-			{"libvirtd is killed and restarted", testDaemonKilled},
-			{"a worker killed in each stage", testWorkerKilled},
-			{"cancelled in each stage", testCancelled},
-			{"the host's disk is full", testDiskFull},
-			{"the master on the host is damaged", testMasterDamaged},
-			{"ten loads of an image that is not on the host", testTenLoads},
-		} {
-			t.Run(one.name, func(t *testing.T) {
-				t.Parallel()
-				one.run(t, w)
-			})
-		}
-	})
+	type scenario struct {
+		name string
+		run  func(*testing.T, *world)
+	}
+	together := func(name string, scenarios ...scenario) {
+		t.Run(name, func(t *testing.T) {
+			for _, one := range scenarios {
+				t.Run(one.name, func(t *testing.T) {
+					t.Parallel()
+					one.run(t, w)
+				})
+			}
+		})
+	}
+	// The full Debian takes a processor for a minute, and each of its commands a second, where instructions are translated.
+	// A guest that hangs takes none.
+	together("beside a full Debian",
+		scenario{"a full Debian", testDebian},
+		scenario{"guests that hang in their boot", testHangs},
+	)
+	together("all",
+		scenario{"a small guest, and its computer used again", testUsedAgain},
+		scenario{"a small guest by UEFI", testUEFI},
+		scenario{"a guest that dies while it is configured", testDies},
+		scenario{"a guest that shows another host key", testOtherKey},
+		scenario{"libvirtd is killed and restarted", testDaemonKilled},
+		scenario{"a worker killed in each stage", testWorkerKilled},
+		scenario{"cancelled in each stage", testCancelled},
+		scenario{"the host's disk is full", testDiskFull},
+		scenario{"the master on the host is damaged", testMasterDamaged},
+		scenario{"ten loads of an image that is not on the host", testTenLoads},
+	)
 	domains, err := w.host.Domains(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, domains, "no domain is left")
@@ -202,31 +210,87 @@ func testUsedAgain(t *testing.T, w *world) {
 	second.release(t)
 }
 
-// hangs is a boot script that hangs until the guest has been booted so many times.
-func hangs(boots int) map[string]string {
-	return map[string]string{"etc/rc.d/10-hang": fmt.Sprintf(`
-echo boot >>/var/lib/boots
-sync
-if test "$(wc -l </var/lib/boots)" -le %d; then
-	say "hangs here"
-	while :; do sleep 60; done
-fi
-`, boots)}
+func testUEFI(t *testing.T, w *world) {
+	descriptions, err := filepath.Glob("/usr/share/qemu/firmware/*.json")
+	require.NoError(t, err)
+	if len(descriptions) == 0 {
+		t.Skip("SKIP: no firmware for UEFI is here; on Debian: apt-get install ovmf")
+	}
+	l := w.newLab(t, "uefi", labOptions{change: func(i *reservation.Image) { i.Sources["libvirt"]["firmware"] = "uefi" }})
+	l.worker(t)
+	b := l.reserve(t, 0, "r-uefi")
+	status := b.ready(t)
+	require.Equal(t, "load done, post-load done", verdicts(status))
+	require.Equal(t, "by UEFI", b.ask(t, status, "test -d /sys/firmware/efi && echo by UEFI"))
+	b.configured(t, status)
+	variables := "/var/lib/libvirt/qemu/nvram/" + b.computer.Name + "_VARS.fd"
+	require.FileExists(t, variables)
+	b.release(t)
+	require.NoFileExists(t, variables, "the firmware's variables go with the reservation")
 }
 
-func short(i *reservation.Image) { i.Limits.Response = seconds(45) }
+// hangs is a boot script that reads the seed before the guest itself does: whether the guest hangs is a matter of which computer
+// it is, which load of it, and which boot of that load.
+const hangs = `
+echo boot >>/var/lib/boots
+sync
+modprobe -a isofs nls_ascii nls_cp437 2>/dev/null
+until test -b /dev/vdb; do usleep 100000; done
+mount -r -t iso9660 /dev/vdb /mnt
+which="$(sed -n 's/^local-hostname: //p' /mnt/meta-data), load $(sed -n 's/^instance-id: .*-//p' /mnt/meta-data), boot $(wc -l </var/lib/boots)"
+umount /mnt
+case "$which" in
+*-1,*", boot 1" | *-2,*" load 1,"* | *-3,*)
+	say "hangs here: $which"
+	while :; do sleep 60; done
+	;;
+esac
+`
 
-func testHangsOnce(t *testing.T, w *world) {
-	master, err := w.images.SmallWith(t.Context(), w.dir, hangs(1))
+// testHangs has guests hang side by side: one in the first boot of its load, one in its whole first load, one for good.
+func testHangs(t *testing.T, w *world) {
+	const inLoad, forGood = "hangs-in-a-load", "hangs-for-good"
+	master, err := w.images.SmallWith(t.Context(), w.dir, map[string]string{"etc/rc.d/10-hang": hangs})
 	require.NoError(t, err)
-	l := w.newLab(t, "hangs-once", labOptions{master: master, change: short})
+	proxy := newProxy(t)
+	l := w.newLab(t, "hangs", labOptions{master: master, computers: 3, socket: proxy.path,
+		change: func(i *reservation.Image) { i.Limits.Response = seconds(45) }, // its first boot has begun by then
+		others: map[string]func(*reservation.Image){
+			// The second attempt has half as much again, and must not need a reset.
+			inLoad: func(i *reservation.Image) { i.Limits.Response, i.Limits.ResponseAgain = seconds(70), seconds(10) },
+			forGood: func(i *reservation.Image) {
+				i.Attempts, i.Limits.Response, i.Limits.ResponseAgain = 2, seconds(20), seconds(20)
+			},
+		}})
 	l.worker(t)
-	b := l.reserve(t, 0, "r-hangs-once")
-	status := b.ready(t)
+	boot, load, good := l.reserve(t, 0, "r-hangs-in-a-boot"), l.reserveImage(t, 1, inLoad, "r-"+inLoad), l.reserveImage(t, 2, forGood, "r-"+forGood)
+
+	status := boot.ready(t)
 	require.Equal(t, "load done, post-load done", verdicts(status), "the power reset saves the attempt")
 	require.Contains(t, stages(status.Phases[1]), "power reset")
-	require.Equal(t, "2", b.ask(t, status, "wc -l </var/lib/boots"))
-	b.release(t)
+	require.Equal(t, "2", boot.ask(t, status, "wc -l </var/lib/boots"))
+	boot.release(t)
+
+	status, err = good.result(t)
+	require.Error(t, err)
+	require.Equal(t, reservation.OutcomeFailed, status.Outcome)
+	require.Equal(t, "load done, post-load reload, load done, post-load reload", verdicts(status))
+	require.Contains(t, status.Reason, "a power reset and")
+	good.gone(t)
+
+	status = load.ready(t)
+	require.Equal(t, "load done, post-load reload, load done, post-load done", verdicts(status), "the power reset does not save the attempt")
+	require.Equal(t, 2, status.Attempt.Number)
+	require.Contains(t, stages(status.Phases[1]), "power reset")
+	require.Contains(t, status.Phases[1].Reason, "a power reset and")
+	require.NotContains(t, stages(status.Phases[len(status.Phases)-1]), "power reset")
+	require.Equal(t, "1", load.ask(t, status, "wc -l </var/lib/boots"), "the disk is a new one")
+	load.configured(t, status)
+	load.release(t)
+
+	for domain, resets := range map[string]int{boot.computer.Name: 1, load.computer.Name: 1, good.computer.Name: 2} {
+		require.Equal(t, resets, proxy.count(domainReset, domain), "resets of %s that libvirt was asked for", domain)
+	}
 }
 
 func stages(phase reservation.PhaseRecord) []string {
@@ -237,29 +301,12 @@ func stages(phase reservation.PhaseRecord) []string {
 	return names
 }
 
-func testHangs(t *testing.T, w *world) {
-	master, err := w.images.SmallWith(t.Context(), w.dir, hangs(1000))
-	require.NoError(t, err)
-	l := w.newLab(t, "hangs", labOptions{master: master, change: func(i *reservation.Image) {
-		i.Attempts = 2
-		i.Limits.Response, i.Limits.ResponseAgain = seconds(20), seconds(20)
-	}})
-	l.worker(t)
-	b := l.reserve(t, 0, "r-hangs")
-	status, err := b.result(t)
-	require.Error(t, err)
-	require.Equal(t, reservation.OutcomeFailed, status.Outcome)
-	require.Equal(t, "load done, post-load reload, load done, post-load reload", verdicts(status))
-	require.Contains(t, status.Reason, "a power reset and")
-	b.gone(t)
-}
-
 func testDies(t *testing.T, w *world) {
 	l := w.newLab(t, "dies", labOptions{change: func(i *reservation.Image) { i.PostLoad.Scripts = []string{"linger"} }})
 	l.worker(t)
 	b := l.reserve(t, 0, "r-dies")
 	b.until(t, func(m moment) bool {
-		return m.stage().Name == "configure" && strings.Contains(m.stage().Detail, "linger/50-hold")
+		return m.Stage().Name == "configure" && strings.Contains(m.Stage().Detail, "linger/50-hold")
 	})
 	_, err := w.host.Virsh(t.Context(), "destroy", b.computer.Name)
 	require.NoError(t, err)
@@ -338,7 +385,7 @@ func points() []point {
 }
 
 // holdAt brings a load to a point and returns it there.
-func holdAt(t *testing.T, w *world, prefix string, n int, p point) (*booking, *worker, *proxy, *gate) {
+func holdAt(t *testing.T, w *world, prefix string, n int, p point) (*booking, *labtest.Worker, *proxy, *gate) {
 	t.Helper()
 	o := labOptions{change: func(i *reservation.Image) { i.PostLoad.Scripts = []string{"linger"} }}
 	if p.fresh {
@@ -366,8 +413,8 @@ func holdAt(t *testing.T, w *world, prefix string, n int, p point) (*booking, *w
 		}
 	}
 	b.until(t, func(m moment) bool {
-		return m.pending != nil && m.phase == p.phase && m.stage().Name == p.stage &&
-			(p.stage != "configure" || strings.Contains(m.stage().Detail, "linger"))
+		return m.Pending != nil && m.Phase == p.phase && m.Stage().Name == p.stage &&
+			(p.stage != "configure" || strings.Contains(m.Stage().Detail, "linger"))
 	})
 	return b, victim, proxy, g
 }
@@ -383,20 +430,20 @@ func testWorkerKilled(t *testing.T, w *world) {
 			}
 			b.worker(t)
 			if p.stage == "configure" {
-				eventually(t, func() (bool, string) {
+				labtest.Eventually(t, patience, func() (bool, string) {
 					out, err := b.login(t, b.status(t), "touch /run/go-on")
 					return err == nil, out
 				})
 			}
 			b.until(t, func(m moment) bool {
-				return m.phase == reservation.PhasePostLoad && m.stage().Name == "configure" || m.outcome == reservation.OutcomeReady
+				return m.Phase == reservation.PhasePostLoad && m.Stage().Name == "configure" || m.Outcome == reservation.OutcomeReady
 			})
 			status := b.letGo(t)
 			require.Equal(t, "load done, post-load done", verdicts(status))
 			require.Equal(t, 1, status.Attempt.Number)
 			b.configured(t, status)
 			require.Len(t, b.volumes(t), 2, "one disk, one seed")
-			require.LessOrEqual(t, proxy.count(domainStart), 2)
+			require.LessOrEqual(t, proxy.count(domainStart, b.computer.Name), 2)
 			boots := b.ask(t, status, "cat /proc/sys/kernel/random/boot_id; ls /var/lib/seeded")
 			require.Regexp(t, regexp.MustCompile(`^[0-9a-f-]{36}\n`), boots)
 			b.release(t)
@@ -407,13 +454,13 @@ func testWorkerKilled(t *testing.T, w *world) {
 // letGo lets the lingering script of the first attempt end, and returns the status of the ready computer.
 func (b *booking) letGo(t *testing.T) reservation.Status {
 	t.Helper()
-	eventually(t, func() (bool, string) {
+	labtest.Eventually(t, patience, func() (bool, string) {
 		m := b.look(t)
-		if m.outcome == reservation.OutcomeReady {
+		if m.Outcome == reservation.OutcomeReady {
 			return true, ""
 		}
-		if m.stage().Name == "configure" && strings.Contains(m.stage().Detail, "linger") {
-			pinned := reservation.Status{HostKey: strings.TrimPrefix(m.progress.Kept["linux.hostkey"], "ssh-ed25519 ")}
+		if m.Stage().Name == "configure" && strings.Contains(m.Stage().Detail, "linger") {
+			pinned := reservation.Status{HostKey: strings.TrimPrefix(m.Progress.Kept["linux.hostkey"], "ssh-ed25519 ")}
 			out, err := b.login(t, pinned, "touch /run/go-on")
 			return false, fmt.Sprint(m, out, err)
 		}
@@ -443,7 +490,7 @@ func (w *world) ensureMaster(t *testing.T) {
 		l := w.newLab(t, "master", labOptions{})
 		l.worker(t)
 		b := l.reserve(t, 0, "r-master")
-		b.until(t, func(m moment) bool { return m.phase == reservation.PhasePostLoad })
+		b.until(t, func(m moment) bool { return m.Phase == reservation.PhasePostLoad })
 		b.cancel(t)
 	})
 }
@@ -477,7 +524,7 @@ func testMasterDamaged(t *testing.T, w *world) {
 	l := w.newLab(t, "damaged", labOptions{pool: pool})
 	l.worker(t)
 	b := l.reserve(t, 0, "r-whole")
-	b.until(t, func(m moment) bool { return m.phase == reservation.PhasePostLoad })
+	b.until(t, func(m moment) bool { return m.Phase == reservation.PhasePostLoad })
 	b.cancel(t)
 
 	var master string
@@ -524,11 +571,11 @@ func testTenLoads(t *testing.T, w *world) {
 	for _, b := range all {
 		b.until(t, func(m moment) bool {
 			for _, other := range all {
-				if stage := other.look(t).stage(); stage.Name == "fetch image" && strings.Contains(stage.Detail, "waiting for the load that brings it") {
+				if stage := other.look(t).Stage(); stage.Name == "fetch image" && strings.Contains(stage.Detail, "waiting for the load that brings it") {
 					waited[other.name] = true
 				}
 			}
-			return m.phase == reservation.PhasePostLoad || m.outcome == reservation.OutcomeReady
+			return m.Phase == reservation.PhasePostLoad || m.Outcome == reservation.OutcomeReady
 		})
 		state, err := w.host.Virsh(t.Context(), "domstate", b.computer.Name)
 		require.NoError(t, err)

@@ -5,8 +5,8 @@ package libvirt
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,17 +19,14 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/require"
-	enumspb "go.temporal.io/api/enums/v1"
-	workflowpb "go.temporal.io/api/workflow/v1"
 	"go.temporal.io/sdk/client"
-	"go.temporal.io/sdk/converter"
-	"go.temporal.io/sdk/temporal"
 
 	"berth/internal/catalog"
 	"berth/internal/devserver"
 	"berth/internal/devserver/devservertest"
 	"berth/internal/guestimage"
 	"berth/internal/hold"
+	"berth/internal/labtest"
 	"berth/internal/libvirthost"
 	"berth/internal/logging"
 	"berth/internal/process"
@@ -43,11 +40,8 @@ import (
 	xssh "golang.org/x/crypto/ssh"
 )
 
-// The limits of waiting are no measure: guests are emulated, and two processors carry all of them.
-const (
-	patience  = 6 * time.Minute
-	pollEvery = 200 * time.Millisecond
-)
+// patience is no measure: guests are emulated, and two processors carry all of them.
+const patience = 6 * time.Minute
 
 // world is what all tests share: a libvirt host, a Temporal server, a worker for the workflows.
 type world struct {
@@ -110,56 +104,11 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// worker is a production worker that serves.
-type worker struct {
-	*process.Process
-	log string
-}
-
-func (w *world) startWorker(t *testing.T, name string, env ...string) *worker {
+func (w *world) startWorker(t *testing.T, name string, env ...string) *labtest.Worker {
 	t.Helper()
-	one := &worker{log: filepath.Join(t.TempDir(), name+".log")}
 	all := append(os.Environ(), "BERTH_TEMPORAL_ADDRESS="+w.server.Address, "BERTH_TEMPORAL_NAMESPACE="+w.server.Namespace, "BERTH_LISTEN=",
 		"BERTH_LOG_LEVEL=debug", "BERTH_SCRIPTS="+w.scripts)
-	var err error
-	one.Process, err = process.Start(process.Options{Path: program("worker"), Env: append(all, env...), Log: one.log})
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		one.Kill()
-		if t.Failed() {
-			t.Logf("worker %s: %s", name, one.Tail(60))
-		}
-	})
-	eventually(t, func() (bool, string) {
-		select {
-		case <-one.Done():
-			require.FailNow(t, "the worker ended at its start", one.Tail(60))
-		default:
-		}
-		text, _ := os.ReadFile(one.log)
-		return strings.Contains(string(text), `"message":"the worker serves"`), "it does not serve yet"
-	})
-	return one
-}
-
-// eventually polls until done says so, and fails the test with what it said last when that takes too long.
-func eventually(t *testing.T, done func() (bool, string)) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for {
-		ok, said := done()
-		if ok {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			require.FailNow(t, "waited in vain", "for %s; the last look: %s", patience, said)
-		case <-tick.C:
-		}
-	}
+	return labtest.StartWorker(t, patience, name, process.Options{Path: program("worker"), Env: append(all, env...), Log: filepath.Join(t.TempDir(), name+".log")})
 }
 
 // lab is a test's site on the host: a name, a queue and a catalog of its own.
@@ -181,6 +130,7 @@ type labOptions struct {
 	pool      string
 	socket    string // of libvirtd, where it is not its own
 	change    func(*reservation.Image)
+	others    map[string]func(*reservation.Image) // further images of the same master, by name
 }
 
 func seconds(n float64) reservation.Duration {
@@ -213,9 +163,17 @@ func (w *world) newLab(t *testing.T, name string, o labOptions) *lab {
 			Configure: seconds(400), Settle: seconds(1), Queue: seconds(300)},
 		PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{libvirthost.Gateway + "/32"}},
 	}
-	if o.change != nil {
-		o.change(&l.image)
+	images := []reservation.Image{l.image}
+	for _, name := range slices.Sorted(maps.Keys(o.others)) {
+		other := l.image
+		other.Name = name
+		o.others[name](&other)
+		images = append(images, other)
 	}
+	if o.change != nil {
+		o.change(&images[0])
+	}
+	l.image = images[0]
 	for i := range max(o.computers, 1) {
 		n := int(w.guests.Add(1))
 		require.LessOrEqual(t, n, libvirthost.MostGuests)
@@ -227,7 +185,7 @@ func (w *world) newLab(t *testing.T, name string, o labOptions) *lab {
 		"secrets": map[string]any{"login": map[string]string{"file": w.key}},
 		"sites": []any{map[string]any{"name": name, "provisioner": libvirt.Type,
 			"libvirt": map[string]any{"uri": l.uri, "pool": l.pool, "accel": w.host.Accel}}},
-		"images":    []reservation.Image{l.image},
+		"images":    images,
 		"computers": l.computers,
 	}, "", "  ")
 	require.NoError(t, err)
@@ -237,7 +195,7 @@ func (w *world) newLab(t *testing.T, name string, o labOptions) *lab {
 }
 
 // worker starts a worker for this lab's site.
-func (l *lab) worker(t *testing.T) *worker {
+func (l *lab) worker(t *testing.T) *labtest.Worker {
 	t.Helper()
 	l.workers++
 	return l.startWorker(t, fmt.Sprintf("%s-%d", l.name, l.workers), "BERTH_WORKFLOWS=false", "BERTH_PROVISIONERS="+libvirt.Type, "BERTH_CATALOG="+l.catalog)
@@ -247,19 +205,25 @@ func (l *lab) worker(t *testing.T) *worker {
 type booking struct {
 	*lab
 	computer reservation.Computer
+	image    reservation.Image
 	name     string
 	run      client.WorkflowRun
 }
 
 func (l *lab) reserve(t *testing.T, computer int, name string) *booking {
 	t.Helper()
+	return l.reserveImage(t, computer, l.image.Name, name)
+}
+
+func (l *lab) reserveImage(t *testing.T, computer int, image, name string) *booking {
+	t.Helper()
 	read, err := catalog.Load(l.catalog, catalog.Options{Validators: map[string]provisioners.Validator{libvirt.Type: &libvirt.Module{}}})
 	require.NoError(t, err)
-	r, err := read.Reservation(name, "ana", l.computers[computer].Name, l.image.Name, time.Now().Add(2*time.Hour))
+	r, err := read.Reservation(name, "ana", l.computers[computer].Name, image, time.Now().Add(2*time.Hour))
 	require.NoError(t, err)
 	run, err := hold.Start(t.Context(), l.client, r)
 	require.NoError(t, err)
-	b := &booking{lab: l, computer: l.computers[computer], name: name, run: run}
+	b := &booking{lab: l, computer: l.computers[computer], image: r.Image, name: name, run: run}
 	t.Cleanup(func() {
 		if t.Failed() { // the others need not bear with its guest
 			ctx := context.Background()
@@ -271,114 +235,45 @@ func (l *lab) reserve(t *testing.T, computer int, name string) *booking {
 	return b
 }
 
-// moment is how a reservation stands, without a word from its workflow.
-type moment struct {
-	closed   bool
-	phase    reservation.Phase
-	outcome  reservation.Outcome
-	attempt  int
-	pending  *workflowpb.PendingActivityInfo
-	progress reservation.Progress
-}
+// moment is how a reservation stands.
+type moment = labtest.Moment
 
-func (m moment) stage() reservation.Stage {
-	if n := len(m.progress.Stages); n > 0 {
-		return m.progress.Stages[n-1]
-	}
-	return reservation.Stage{}
-}
-
-func (m moment) String() string {
-	text := fmt.Sprintf("phase %s, outcome %q, attempt %d", m.phase, m.outcome, m.attempt)
-	if m.pending != nil {
-		text += fmt.Sprintf("; %s %s, try %d, stage %q (%s), last failure %v", m.pending.GetActivityType().GetName(), m.pending.GetState(),
-			m.pending.GetAttempt(), m.stage().Name, m.stage().Detail, m.pending.GetLastFailure().GetMessage())
-	}
-	return text
-}
+func (b *booking) watched() labtest.Watched { return labtest.Watched{Client: b.client, Run: b.run} }
 
 func (b *booking) look(t *testing.T) moment {
 	t.Helper()
-	described, err := b.client.DescribeWorkflowExecution(t.Context(), b.run.GetID(), b.run.GetRunID())
-	require.NoError(t, err)
-	info := described.GetWorkflowExecutionInfo()
-	m := moment{closed: info.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING}
-	keys, converter := workflows.SearchAttributes(), converter.GetDefaultDataConverter()
-	for key, into := range map[temporal.SearchAttributeKey]any{keys.Phase: &m.phase, keys.Outcome: &m.outcome, keys.Attempt: &m.attempt} {
-		if payload := info.GetSearchAttributes().GetIndexedFields()[key.GetName()]; payload != nil {
-			_ = converter.FromPayload(payload, into)
-		}
-	}
-	for _, pending := range described.GetPendingActivities() {
-		m.pending = pending
-		if details := pending.GetHeartbeatDetails().GetPayloads(); len(details) > 0 {
-			_ = converter.FromPayload(details[0], &m.progress)
-		}
-	}
-	return m
+	return b.watched().Look(t)
 }
 
-// until waits until the reservation stands as is says. One that is over meanwhile fails the test.
 func (b *booking) until(t *testing.T, is func(moment) bool) moment {
 	t.Helper()
-	var m moment
-	eventually(t, func() (bool, string) {
-		m = b.look(t)
-		if !is(m) && m.closed {
-			_, err := b.result(t)
-			require.FailNow(t, "the reservation is over", "%s: %v", m, err)
-		}
-		return is(m), m.String()
-	})
-	return m
+	return b.watched().Until(t, patience, is)
 }
 
 // atStage waits until a phase of an attempt shows a stage.
 func (b *booking) atStage(t *testing.T, attempt int, phase reservation.Phase, stage string) moment {
 	t.Helper()
 	return b.until(t, func(m moment) bool {
-		return m.pending != nil && m.attempt == attempt && m.phase == phase && m.stage().Name == stage
+		return m.Pending != nil && m.Attempt == attempt && m.Phase == phase && m.Stage().Name == stage
 	})
 }
 
 // ready waits until the computer is handed over.
 func (b *booking) ready(t *testing.T) reservation.Status {
 	t.Helper()
-	b.until(t, func(m moment) bool { return m.outcome == reservation.OutcomeReady })
+	b.until(t, func(m moment) bool { return m.Outcome == reservation.OutcomeReady })
 	return b.status(t)
 }
 
 func (b *booking) status(t *testing.T) reservation.Status {
 	t.Helper()
-	var status reservation.Status
-	eventually(t, func() (bool, string) {
-		answer, err := b.client.QueryWorkflow(t.Context(), b.run.GetID(), b.run.GetRunID(), workflows.StatusQuery)
-		if err != nil {
-			return false, err.Error()
-		}
-		require.NoError(t, answer.Get(&status))
-		return true, ""
-	})
-	return status
+	return b.watched().Status(t, patience)
 }
 
 // result waits until the reservation is over, and returns its status and the workflow's error.
 func (b *booking) result(t *testing.T) (reservation.Status, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	var status reservation.Status
-	err := b.run.Get(ctx, &status)
-	var application *temporal.ApplicationError
-	var cancelled *temporal.CanceledError
-	switch {
-	case errors.As(err, &application) && application.HasDetails():
-		require.NoError(t, application.Details(&status))
-	case errors.As(err, &cancelled) && cancelled.HasDetails():
-		require.NoError(t, cancelled.Details(&status))
-	}
-	require.NoError(t, ctx.Err(), "the reservation does not end: %s", b.look(t))
-	return status, err
+	return b.watched().Result(t, patience)
 }
 
 // release gives the computer back, and sees that nothing of it is left.

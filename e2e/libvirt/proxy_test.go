@@ -31,6 +31,7 @@ const (
 	domainDefine procedure = 11
 	volumeCreate procedure = 93
 	volumeUpload procedure = 208
+	domainReset  procedure = 245
 )
 
 // The header of a packet: its length, then six words (virnetprotocol.x).
@@ -51,7 +52,13 @@ type proxy struct {
 
 	mu    sync.Mutex
 	gates []*gate
-	calls map[procedure]int
+	calls map[domainCall]int
+}
+
+// domainCall is a procedure, and the domain that it is called for.
+type domainCall struct {
+	call   procedure
+	domain string
 }
 
 // gate holds the nth call of a procedure from when it was made, or the answer to it.
@@ -71,7 +78,7 @@ func newProxy(t *testing.T) *proxy {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "b") // a socket's path is short
 	require.NoError(t, err)
-	p := &proxy{path: filepath.Join(dir, "s"), calls: map[procedure]int{}}
+	p := &proxy{path: filepath.Join(dir, "s"), calls: map[domainCall]int{}}
 	listener, err := net.Listen("unix", p.path)
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -110,11 +117,11 @@ func (p *proxy) hold(call procedure, nth int) *gate {
 	return g
 }
 
-// count is how many calls of a procedure were let through.
-func (p *proxy) count(call procedure) int {
+// count is how many calls of a procedure for a domain were let through.
+func (p *proxy) count(call procedure, domain string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.calls[call]
+	return p.calls[domainCall{call, domain}]
 }
 
 // pass hands packets on in one direction.
@@ -135,7 +142,11 @@ func (p *proxy) pass(from, to net.Conn, kind uint32) {
 			return
 		}
 		if binary.BigEndian.Uint32(packet[atProgram:]) == remoteProg && binary.BigEndian.Uint32(packet[atType:]) == kind {
-			if g := p.gate(procedure(binary.BigEndian.Uint32(packet[atProcedure:])), kind); g != nil {
+			call := procedure(binary.BigEndian.Uint32(packet[atProcedure:]))
+			if kind == typeCall {
+				p.note(domainCall{call, firstString(packet[headerSize:])})
+			}
+			if g := p.gate(call, kind); g != nil {
 				close(g.reached)
 				<-g.opened
 			}
@@ -146,13 +157,29 @@ func (p *proxy) pass(from, to net.Conn, kind uint32) {
 	}
 }
 
+func (p *proxy) note(call domainCall) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.calls[call]++
+}
+
+// firstString reads the string that arguments begin with (XDR), which is the name where the first one is a domain.
+func firstString(arguments []byte) string {
+	const length = 4
+	if len(arguments) < length {
+		return ""
+	}
+	size := binary.BigEndian.Uint32(arguments)
+	if uint64(size) > uint64(len(arguments)-length) {
+		return ""
+	}
+	return string(arguments[length : length+size])
+}
+
 // gate returns the gate that holds a packet, if one does.
 func (p *proxy) gate(call procedure, kind uint32) *gate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if kind == typeCall {
-		p.calls[call]++
-	}
 	for _, g := range p.gates {
 		if g.call == call && g.answer == (kind == typeReply) {
 			if g.seen++; g.seen == g.nth {

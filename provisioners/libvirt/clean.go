@@ -109,7 +109,7 @@ func (m *Module) Unload(ctx context.Context, request provisioners.Request, repor
 func (m *Module) take(ctx context.Context, request provisioners.Request, report reservation.Reporter) error {
 	err := func() error {
 		computer := request.Reservation.Computer
-		h, err := m.host(computer)
+		h, err := provisioners.SiteOf(m.hosts, computer)
 		if err != nil {
 			return err
 		}
@@ -227,7 +227,7 @@ func (m *Module) AfterResponse(ctx context.Context, request provisioners.Request
 
 // own returns the computer's domain if it is of the request's reservation and attempt.
 func (m *Module) own(ctx context.Context, request provisioners.Request) (*host, *machine, error) {
-	h, err := m.host(request.Reservation.Computer)
+	h, err := provisioners.SiteOf(m.hosts, request.Reservation.Computer)
 	if err != nil {
 		return nil, nil, err
 	}

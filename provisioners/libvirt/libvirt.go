@@ -151,20 +151,6 @@ func (m *Module) Check(ctx context.Context) error {
 
 func (m *Module) sites() []string { return slices.Sorted(maps.Keys(m.hosts)) }
 
-// host returns the host of a computer: the site that it names, or the only one.
-func (m *Module) host(computer reservation.Computer) (*host, error) {
-	if h, ok := m.hosts[computer.Site]; ok {
-		return h, nil
-	}
-	if computer.Site == "" && len(m.hosts) == 1 {
-		for _, h := range m.hosts {
-			return h, nil
-		}
-	}
-	return nil, reservation.Fail("computer "+computer.Name+" cannot be reached from this worker", &reservation.FieldError{
-		Field: "computer.site", Value: computer.Site, Remedy: "write a site that this worker serves: " + strings.Join(m.sites(), ", ")})
-}
-
 // dialer returns the dialer of a site, and the URI that its daemon is asked to open.
 func dialer(field string, site Site) (dial.Dialer, dial.URI, error) {
 	uri, err := dial.Parse(field+".uri", site.URI)
@@ -261,7 +247,7 @@ const bridgePrefix = "bridge:"
 // ValidateSource is part of provisioners.Validator.
 func (m *Module) ValidateSource(source map[string]string) error {
 	const field = "image.sources." + Type
-	faults := known(field, source, sourceMaster, sourceVolume, sourceSHA256, sourceSize, sourceFormat, sourceCloudInit,
+	faults := provisioners.UnknownKeys(Type, field, source, sourceMaster, sourceVolume, sourceSHA256, sourceSize, sourceFormat, sourceCloudInit,
 		sourceMachine, sourceFirmware,
 		sourceDiskBus, sourceNIC, sourceCPU, sourceCPUs, sourceMemory, sourceDisk, sourceGraphics)
 	fault := func(key, remedy string) {
@@ -323,7 +309,7 @@ func (m *Module) ValidateSource(source map[string]string) error {
 // ValidatePlacement is part of provisioners.Validator.
 func (m *Module) ValidatePlacement(placement map[string]string) error {
 	const field = "computer.placement"
-	faults := known(field, placement, placePool, placeAddress, placeGateway, placeDNS)
+	faults := provisioners.UnknownKeys(Type, field, placement, placePool, placeAddress, placeGateway, placeDNS)
 	fault := func(key, remedy string) {
 		faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: placement[key], Remedy: remedy})
 	}
@@ -348,17 +334,6 @@ func (m *Module) ValidatePlacement(placement map[string]string) error {
 		}
 	}
 	return errors.Join(faults...)
-}
-
-func known(field string, values map[string]string, keys ...string) []error {
-	var faults []error
-	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if !slices.Contains(keys, key) {
-			faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: values[key],
-				Remedy: "provisioner " + Type + " knows no such key: write one of " + strings.Join(keys, ", ")})
-		}
-	}
-	return faults
 }
 
 // The module is everything that the worker asks for.

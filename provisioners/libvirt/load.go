@@ -80,7 +80,7 @@ func (m *Module) Load(ctx context.Context, request provisioners.Request, report 
 }
 
 func (m *Module) load(ctx context.Context, request provisioners.Request, report reservation.Reporter) (provisioners.Loaded, error) {
-	h, err := m.host(request.Reservation.Computer)
+	h, err := provisioners.SiteOf(m.hosts, request.Reservation.Computer)
 	if err != nil {
 		return provisioners.Loaded{}, err
 	}
@@ -175,7 +175,7 @@ func (l *load) round(ctx context.Context) (provisioners.Loaded, error) {
 		return provisioners.Loaded{}, err
 	}
 	leave, err := l.enter(ctx, l.host.site.Name, l.host.site.Loads, func(place int) {
-		l.report.Stage(stageWait, "for other loads on this host, "+ordinal(place)+" in line")
+		l.report.Stage(stageWait, "for other loads on this host, "+provisioners.InLine(place))
 	})
 	if err != nil {
 		return provisioners.Loaded{}, err

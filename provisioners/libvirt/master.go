@@ -15,6 +15,8 @@ import (
 	"time"
 
 	rpc "github.com/digitalocean/go-libvirt"
+
+	"berth/provisioners"
 )
 
 // How volumes are called. Names have no underscore of their own, so none of these can be taken for another.
@@ -179,7 +181,7 @@ func (l *load) enterFetch(ctx context.Context, p *pool, w wanted) (leave func(),
 // follow shows how far the load is that brings the master, until ctx ends or the master is there.
 func (l *load) follow(ctx context.Context, p *pool, w wanted, place *atomic.Int64) bool {
 	for {
-		detail := fmt.Sprintf("waiting for the load that brings it, %s in line", ordinal(int(place.Load())))
+		detail := "waiting for the load that brings it, " + provisioners.InLine(int(place.Load()))
 		if v, err := p.ready(ctx, w); err == nil && v != nil {
 			return true
 		}
@@ -413,20 +415,4 @@ func (w *shownWriter) Write(p []byte) (int, error) {
 		w.show(w.n)
 	}
 	return n, err
-}
-
-// ordinal writes 1 as 1st.
-func ordinal(n int) string {
-	suffix := "th"
-	if n%100 < 11 || n%100 > 13 {
-		switch n % 10 {
-		case 1:
-			suffix = "st"
-		case 2:
-			suffix = "nd"
-		case 3:
-			suffix = "rd"
-		}
-	}
-	return strconv.Itoa(n) + suffix
 }

@@ -586,10 +586,12 @@ func TestAGuestThatQEMURefusesIsAVerdict(t *testing.T) {
 	}{
 		"a machine type that is not there": {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceMachine] = "pc-q35-99.9" }, reservation.VerdictFail},
 		"a CPU that is not there":          {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceCPU] = "Cray-1" }, reservation.VerdictFail},
-		"a firmware that is not there":     {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceFirmware] = firmwareSecure }, reservation.VerdictFail},
-		"a CPU that is there":              {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceCPU] = "qemu64" }, reservation.VerdictDone},
-		"more memory than the host has":    {func(r *reservation.Reservation) { r.Computer.MemoryMiB = 32 << 20 }, reservation.VerdictReload},
-		"a bridge that is not there":       {func(r *reservation.Reservation) { r.Computer.Networks = []string{bridgePrefix + "nowhere0"} }, reservation.VerdictReload},
+		"a firmware that is not there": {func(r *reservation.Reservation) { // no build of it runs on this machine type
+			r.Image.Sources[Type][sourceFirmware], r.Image.Sources[Type][sourceMachine] = firmwareSecure, "pc"
+		}, reservation.VerdictFail},
+		"a CPU that is there":           {func(r *reservation.Reservation) { r.Image.Sources[Type][sourceCPU] = "qemu64" }, reservation.VerdictDone},
+		"more memory than the host has": {func(r *reservation.Reservation) { r.Computer.MemoryMiB = 32 << 20 }, reservation.VerdictReload},
+		"a bridge that is not there":    {func(r *reservation.Reservation) { r.Computer.Networks = []string{bridgePrefix + "nowhere0"} }, reservation.VerdictReload},
 	} {
 		t.Run(name, func(t *testing.T) {
 			clean(t)

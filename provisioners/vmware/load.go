@@ -231,7 +231,7 @@ func (l *load) clone(ctx context.Context) (types.AnyType, error) {
 		return nil, err
 	}
 	release, err := l.vc.slots.acquire(ctx, l.hostOf(ctx), func(place int) {
-		l.report.Stage(stageClone, "waiting for a clone slot, "+ordinal(place)+" in line")
+		l.report.Stage(stageClone, "waiting for a clone slot, "+provisioners.InLine(place))
 	})
 	if err != nil {
 		return nil, err
@@ -265,7 +265,7 @@ func (l *load) enterGate(ctx context.Context) (leave func(), err error) {
 		return func() {}, nil
 	}
 	return l.request.Enter(ctx, Type+"/"+l.vc.name, l.vc.slots.total, func(place int) {
-		l.report.Stage(stageClone, "waiting for clones of other workers, "+ordinal(place)+" in line")
+		l.report.Stage(stageClone, "waiting for clones of other workers, "+provisioners.InLine(place))
 	})
 }
 

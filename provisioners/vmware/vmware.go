@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/rs/zerolog"
@@ -184,12 +183,9 @@ func (m *Module) ValidatePlacement(placement map[string]string) error {
 }
 
 func known(field string, values map[string]string, keys ...string) []error {
-	var faults []error
+	faults := provisioners.UnknownKeys(Type, field, values, keys...)
 	for key, value := range values {
-		if !slices.Contains(keys, key) {
-			faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: value,
-				Remedy: "provisioner " + Type + " knows no such key: write one of " + strings.Join(keys, ", ")})
-		} else if strings.ContainsAny(value, `*?[]\`) {
+		if slices.Contains(keys, key) && strings.ContainsAny(value, `*?[]\`) {
 			faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: value,
 				Remedy: `write the whole name: * ? [ ] \ would be read as a pattern`})
 		}
@@ -215,19 +211,4 @@ func limitOr(n, fallback int) int {
 		return fallback
 	}
 	return n
-}
-
-func ordinal(n int) string {
-	suffix := "th"
-	if n%100 < 11 || n%100 > 13 {
-		switch n % 10 {
-		case 1:
-			suffix = "st"
-		case 2:
-			suffix = "nd"
-		case 3:
-			suffix = "rd"
-		}
-	}
-	return strconv.Itoa(n) + suffix
 }

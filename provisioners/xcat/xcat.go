@@ -294,7 +294,7 @@ const maxExpected = 24 * 60
 // ValidateSource is part of provisioners.Validator.
 func (m *Module) ValidateSource(source map[string]string) error {
 	const field = "image.sources." + Type
-	faults := known(field, source, sourceOSImage, sourceExpected, sourceStart, sourceNoProgress, sourceOverall, sourcePoll, sourceKnownHosts)
+	faults := provisioners.UnknownKeys(Type, field, source, sourceOSImage, sourceExpected, sourceStart, sourceNoProgress, sourceOverall, sourcePoll, sourceKnownHosts)
 	fault := func(key, remedy string) {
 		faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: source[key], Remedy: remedy})
 	}
@@ -334,7 +334,7 @@ func durationOf(text string) (time.Duration, error) {
 // ValidatePlacement is part of provisioners.Validator.
 func (m *Module) ValidatePlacement(placement map[string]string) error {
 	const field = "computer.placement"
-	faults := known(field, placement, placeNode, placeFirmware, placeBootOrder)
+	faults := provisioners.UnknownKeys(Type, field, placement, placeNode, placeFirmware, placeBootOrder)
 	fault := func(key, remedy string) {
 		faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: placement[key], Remedy: remedy})
 	}
@@ -362,17 +362,6 @@ func isWord(name string) bool {
 		}
 	}
 	return name != "" && name[0] != '-'
-}
-
-func known(field string, values map[string]string, keys ...string) []error {
-	var faults []error
-	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if !slices.Contains(keys, key) {
-			faults = append(faults, &reservation.FieldError{Field: field + "." + key, Value: values[key],
-				Remedy: "provisioner " + Type + " knows no such key: write one of " + strings.Join(keys, ", ")})
-		}
-	}
-	return faults
 }
 
 // The module is everything that the worker asks for.

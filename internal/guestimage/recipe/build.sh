@@ -4,7 +4,7 @@
 #   build.sh TREE MIRROR OUT
 #
 # TREE	a folder that does not exist yet; it is left for the caller to remove
-# OUT	the folder that takes debian.qcow2, and small.tar with core.img and boot.img for small.sh
+# OUT	the folder that takes debian.qcow2, and small.tar with core.img, boot.img and esp.img for small.sh
 #
 # No loop device is used: file systems are made from folders.
 set -euo pipefail
@@ -32,17 +32,23 @@ echo force-unsafe-io >"$tree/etc/dpkg/dpkg.cfg.d/berth-build"
 cp /etc/resolv.conf "$tree/etc/resolv.conf"
 in_tree apt-get -q update
 mapfile -t packages < <(grep -v '^#' "$here/debian/packages")
-in_tree apt-get -q install -y --no-install-recommends "${packages[@]}"
+tools=(grub-efi-amd64-bin mtools) # for the disks, not on them
+in_tree apt-get -q install -y --no-install-recommends "${packages[@]}" "${tools[@]}"
 rm "$tree/usr/sbin/policy-rc.d" "$tree/etc/dpkg/dpkg.cfg.d/berth-build" "$tree/etc/resolv.conf"
 version=$(basename "$tree"/lib/modules/*)
 
 step "the boot loader"
 grub="$tree/usr/lib/grub/i386-pc"
 printf 'configfile (hd0,msdos1)/boot/grub/grub.cfg\n' >"$tree/tmp/core.cfg"
-in_tree grub-mkimage -O i386-pc -p '(hd0,msdos1)/boot/grub' -c /tmp/core.cfg -o /tmp/core.img \
-  biosdisk part_msdos ext2 configfile linux echo serial terminal test
-cp "$tree/tmp/core.img" "$grub/boot.img" "$out/"
-rm "$tree/tmp/core.cfg" "$tree/tmp/core.img"
+mkimage() { in_tree grub-mkimage -p '(hd0,msdos1)/boot/grub' -c /tmp/core.cfg "$@" part_msdos ext2 configfile linux echo serial terminal test; }
+mkimage -O i386-pc -o /tmp/core.img biosdisk
+mkimage -O x86_64-efi -o /tmp/bootx64.efi
+in_tree mformat -C -f 1440 -i /tmp/esp.img ::
+in_tree mmd -i /tmp/esp.img ::/EFI ::/EFI/BOOT
+in_tree mcopy -i /tmp/esp.img /tmp/bootx64.efi ::/EFI/BOOT/BOOTX64.EFI
+cp "$tree/tmp/core.img" "$grub/boot.img" "$tree/tmp/esp.img" "$out/"
+rm "$tree"/tmp/{core.cfg,core.img,bootx64.efi,esp.img}
+in_tree apt-get -q purge -y "${tools[@]}"
 
 step "the small guest's files"
 "$here/small/root.sh" "$tree" "$tree/small" "$version"
@@ -58,4 +64,4 @@ rm -f "$tree"/etc/ssh/ssh_host_*
 : >"$tree/etc/machine-id"
 echo debian >"$tree/etc/hostname"
 rm -rf "$tree"/var/cache/apt/archives/*.deb "$tree"/var/lib/apt/lists/* "$tree"/var/log/bootstrap.log
-"$here/disk.sh" "$tree" 2G "$out/core.img" "$out/boot.img" "$out/debian.qcow2"
+"$here/disk.sh" "$tree" 2G "$out/core.img" "$out/boot.img" "$out/esp.img" "$out/debian.qcow2"

@@ -3,7 +3,7 @@
 #
 #   small.sh PARTS EXTRA WORK OUT
 #
-# PARTS	the folder with small.tar, core.img and boot.img
+# PARTS	the folder with small.tar, core.img, boot.img and esp.img
 # EXTRA	a folder whose files go over the guest's; may be empty
 # WORK	a folder that does not exist yet; it is left for the caller to remove
 set -euo pipefail
@@ -13,4 +13,4 @@ tar -C "$work" -xf "$parts/small.tar"
 here=$(cd "$(dirname "$0")" && pwd)
 cp -a "$here/small/root/." "$extra/." "$work/"
 chown -R 0:0 "$work"
-"$here/disk.sh" "$work" 96M "$parts/core.img" "$parts/boot.img" "$out"
+"$here/disk.sh" "$work" 96M "$parts/core.img" "$parts/boot.img" "$parts/esp.img" "$out"
