@@ -72,47 +72,58 @@ func TestManyLoadsAskTheirGateInOneCall(t *testing.T) {
 		gates := &gatekeepers{asker: l}
 		const loads = 1500 // two calls' worth
 		var inside []int
-		var mu sync.Mutex
-		var all sync.WaitGroup
 		told := make([][]int, loads)
+		var all sync.WaitGroup
 		for n := range loads {
 			all.Go(func() {
-				inLine, err := gates.wait(t.Context(), "gate/x", numbered(n), 2, func(place int) { told[n] = append(told[n], place) })
+				inLine, err := gates.wait(t.Context(), "gate/x", numbered(n), 2, func(place int) {
+					l.mu.Lock()
+					defer l.mu.Unlock()
+					told[n] = append(told[n], place)
+				})
 				require.NoError(t, err)
 				require.Equal(t, n >= 2, inLine)
-				mu.Lock()
+				l.mu.Lock()
+				defer l.mu.Unlock()
 				inside = append(inside, n)
-				mu.Unlock()
 			})
 			synctest.Wait() // they come one after another
 		}
-		time.Sleep(10 * time.Second)
-		synctest.Wait()
-		require.Equal(t, []int{0, 1}, inside)
-		require.Equal(t, loads, l.enters)
-		require.InDelta(t, 2*10, l.queries, 4)
-		for n, ticket := range l.tickets {
-			require.Equal(t, numbered(n), ticket, "in the order in which they came")
+		// after lets time pass and then looks. What is looked at goes on being written to at later times, and only its lock tells
+		// the race detector that these are later.
+		after := func(d time.Duration, look func()) {
+			t.Helper()
+			time.Sleep(d)
+			synctest.Wait()
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			look()
 		}
-		require.Equal(t, []int{5}, told[6])
-
-		before := l.queries
-		time.Sleep(time.Minute)
-		synctest.Wait() // the gatekeeper may be asking at this very moment
-		require.InDelta(t, 2*60, l.queries-before, 4, "two calls a second for all")
-		l.mu.Lock()
-		l.inside = 7
-		l.mu.Unlock()
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
-		require.Equal(t, []int{0, 1, 2, 3, 4, 5, 6}, slices.Sorted(slices.Values(inside)))
-		require.Equal(t, []int{8, 1}, []int{told[9][0], told[7][len(told[7])-1]})
-		l.mu.Lock()
-		l.inside = loads
-		l.mu.Unlock()
+		var asked int
+		after(10*time.Second, func() {
+			require.Equal(t, []int{0, 1}, inside)
+			require.Equal(t, loads, l.enters)
+			require.InDelta(t, 2*10, l.queries, 4)
+			for n, ticket := range l.tickets {
+				require.Equal(t, numbered(n), ticket, "in the order in which they came")
+			}
+			require.Equal(t, []int{5}, told[6])
+			asked = l.queries
+		})
+		after(time.Minute, func() {
+			require.InDelta(t, 2*60, l.queries-asked, 4, "two calls a second for all")
+			l.inside = 7
+		})
+		after(2*time.Second, func() {
+			require.Equal(t, []int{0, 1, 2, 3, 4, 5, 6}, slices.Sorted(slices.Values(inside)))
+			require.Equal(t, []int{8, 1}, []int{told[9][0], told[7][len(told[7])-1]})
+			l.inside = loads
+		})
 		all.Wait()
 		time.Sleep(20 * time.Second)
 		synctest.Wait()
+		gates.mu.Lock()
+		defer gates.mu.Unlock()
 		require.Empty(t, gates.open, "nobody asks for nobody")
 	})
 }
