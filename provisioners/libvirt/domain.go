@@ -219,11 +219,11 @@ func (h *host) able(ctx context.Context, image reservation.Image, virt string) e
 	if err != nil {
 		return fmt.Errorf("site %s: ask what machine %q can have: %w", h.site.Name, machineType, err)
 	}
-	if uefi && (caps.OS == nil || !slices.ContainsFunc(caps.OS.Enums, func(e libvirtxml.DomainCapsEnum) bool {
-		return e.Name == "firmware" && slices.Contains(e.Values, "efi")
-	})) {
+	// A machine type may have a firmware, but none with secure boot.
+	if uefi && (caps.OS == nil || !offers(caps.OS.Enums, "firmware", "efi") ||
+		source[sourceFirmware] == firmwareSecure && (caps.OS.Loader == nil || !offers(caps.OS.Loader.Enums, "secure", "yes"))) {
 		return &MissingError{Site: h.site.Name, Kind: "firmware", Name: source[sourceFirmware],
-			Remedy: "install it on the host (Debian: ovmf), or correct the image's source"}
+			Remedy: fmt.Sprintf("install it on the host (Debian: ovmf) if there is one for machine type %q, or correct the image's source", machineType)}
 	}
 	if model != "" && (caps.CPU == nil || !slices.ContainsFunc(caps.CPU.Modes, func(m libvirtxml.DomainCapsCPUMode) bool {
 		return m.Name == "custom" && slices.ContainsFunc(m.Models, func(c libvirtxml.DomainCapsCPUModel) bool { return c.Name == model })
@@ -232,6 +232,11 @@ func (h *host) able(ctx context.Context, image reservation.Image, virt string) e
 			Remedy: "write one of those that virsh cpu-models lists into the image's source"}
 	}
 	return nil
+}
+
+// offers says whether one of the host's capabilities can have a value.
+func offers(enums []libvirtxml.DomainCapsEnum, name, value string) bool {
+	return slices.ContainsFunc(enums, func(e libvirtxml.DomainCapsEnum) bool { return e.Name == name && slices.Contains(e.Values, value) })
 }
 
 // platform returns an image's architecture and machine type; "" for the host's own choice of the latter.
