@@ -209,14 +209,7 @@ func TestTheStackBrokenOnPurpose(t *testing.T) {
 	}
 	s := newStack(t, moreVMs, "WORKERS=2", "WORKERS_VMWARE=3", "WORKERS_XCAT=2")
 	s.build(t)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the stack's logs:\n%s", s.logs())
-		}
-		if err := s.down(true); err != nil {
-			t.Errorf("the stack could not be taken down: %v", err)
-		}
-	})
+	s.takeDown(t)
 	s.up(t, "--scale", "batch=0")
 	s.fetchCatalog(t)
 	began := time.Now()

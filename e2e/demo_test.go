@@ -33,6 +33,9 @@ func updatePictures() bool {
 }
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(envHost); dir != "" {
+		os.Exit(runHost(dir))
+	}
 	flag.Bool("update-pictures", false, "write the pictures that the README shows into docs/pictures")
 	flag.Bool("update-reliability", false, "write the report of what was broken on purpose into docs/reliability.md")
 	flag.Parse()

@@ -187,6 +187,18 @@ func (s *stack) down(volumes bool) error {
 	return err
 }
 
+// takeDown takes everything down when the test is over, and shows what it has logged if the test has failed.
+func (s *stack) takeDown(t *testing.T) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the stack's logs:\n%s", s.logs())
+		}
+		if err := s.down(true); err != nil {
+			t.Errorf("the stack could not be taken down: %v", err)
+		}
+	})
+}
+
 // containers returns the ids of a service's containers that exist.
 func (s *stack) containers(t *testing.T, service string) []string {
 	t.Helper()
@@ -195,7 +207,9 @@ func (s *stack) containers(t *testing.T, service string) []string {
 }
 
 // worker services, those of provisioner types first.
-func workerServices() []string { return []string{"worker-vmware", "worker-xcat", "worker"} }
+func workerServices() []string {
+	return []string{"worker-vmware", "worker-xcat", "worker-libvirt", "worker"}
+}
 
 // ready waits until each worker that runs is healthy, and connects to Temporal.
 func (s *stack) ready(t *testing.T) {
@@ -383,16 +397,15 @@ func TestTheStack(t *testing.T) {
 	}
 	s.build(t)
 	lap("images")
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the stack's logs:\n%s", s.logs())
-		}
-		if err := s.down(true); err != nil {
-			t.Errorf("the stack could not be taken down: %v", err)
-		}
-	})
+	s.takeDown(t)
 	s.up(t)
 	s.fetchCatalog(t)
+	batch := s.containers(t, "batch")
+	require.Len(t, batch, 1)
+	code := s.run(t, upLimit, "docker", "wait", batch[0])
+	said, err := exec.Command("docker", "logs", batch[0]).CombinedOutput()
+	require.NoError(t, err)
+	require.Equal(t, "0\n", code, "the batch has said:\n%s", said)
 	lap("up, with the batch reserved")
 
 	t.Run("the batch is loaded as scripted", func(t *testing.T) {

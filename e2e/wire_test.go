@@ -150,14 +150,7 @@ func TestTheStackByMutualTLS(t *testing.T) {
 	s.files = []string{"-f", "../docker-compose.tls.yml"}
 	s.run(t, time.Minute, "../deploy/certificates")
 	s.build(t)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the stack's logs:\n%s", s.logs())
-		}
-		if err := s.down(true); err != nil {
-			t.Errorf("the stack could not be taken down: %v", err)
-		}
-	})
+	s.takeDown(t)
 	const few = "- {name: secure-vm, image: debian12, computer: vm-01, for: 4h}\n- {name: secure-node, image: rocky9-metal, computer: node-01, for: 4h}\n"
 	require.NoError(t, os.WriteFile(filepath.Join(s.dir, "demo", "batch.yaml"), []byte(few), 0o644))
 	s.compose(t, upLimit, "up", "-d")

@@ -2,6 +2,7 @@ package libvirthost
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -23,12 +24,14 @@ const (
 	exitValue = 0x10
 	exitCode  = exitValue<<1 | 1 // how QEMU ends when the value is written to the port
 
-	// A KVM that works is through within a second.
+	// A KVM that works is through within a second. One inside another virtual machine may interpret what a guest does before
+	// it has switched paging on: such a guest gets to its boot sector, and spends an hour in its boot loader.
 	bootLimit = 10 * time.Second
+	rounds    = 1 << 25
 )
 
 // Accelerator finds out what guests run with here. That /dev/kvm is there says little: it may belong to a machine whose
-// guests hang. So a guest of one sector is booted with it, which tells QEMU to end with a certain code.
+// guests hang or crawl. So a guest of one sector is booted with it, which counts down and tells QEMU to end with a certain code.
 func Accelerator(ctx context.Context) (string, error) {
 	if _, err := os.Stat("/dev/kvm"); err != nil {
 		return AccelTCG, nil
@@ -82,6 +85,8 @@ func boots(ctx context.Context, accel string) (bool, error) {
 // bootSector is a boot sector of real-mode code:
 //
 //	mov dx, exitPort
+//	mov ecx, rounds
+//	dec ecx; jnz to the dec
 //	mov al, exitValue
 //	out dx, al
 //	hlt
@@ -89,7 +94,8 @@ func boots(ctx context.Context, accel string) (bool, error) {
 func bootSector() []byte {
 	const size = 512
 	sector := make([]byte, size)
-	copy(sector, []byte{0xba, exitPort, 0x00, 0xb0, exitValue, 0xee, 0xf4, 0xeb, 0xfd})
+	code := append([]byte{0xba, exitPort, 0x00, 0x66, 0xb9}, binary.LittleEndian.AppendUint32(nil, rounds)...)
+	copy(sector, append(code, 0x66, 0x49, 0x75, 0xfc, 0xb0, exitValue, 0xee, 0xf4, 0xeb, 0xfd))
 	sector[size-2], sector[size-1] = 0x55, 0xaa
 	return sector
 }
