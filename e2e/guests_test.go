@@ -1,4 +1,4 @@
-//go:build e2e && stack
+//go:build e2e
 
 package e2e
 
@@ -129,6 +129,7 @@ const guestNetwork = "10.77.0.0/24"
 // TestTheStackLoadsRealGuests runs docker-compose.yml with a site of one's own, as docs/operations.md has it: a folder with a
 // catalog, here of a real libvirtd, and workers for libvirt alone.
 func TestTheStackLoadsRealGuests(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("a libvirt host takes root: run `make e2e` as root")
 	}
