@@ -368,6 +368,15 @@ func TestTheStackBrokenOnPurpose(t *testing.T) {
 	if updateReliability() {
 		writeReport(t, text)
 	}
+	for _, line := range report.rows {
+		t.Logf("%s: the latest is %s, late by %s:", line.what, line.latest.Reservation, line.delay.Round(time.Second))
+		for _, p := range line.latest.Phases {
+			t.Logf("  %s from %s to %s %s, lost %d:", p.Phase, p.Began.Format(time.TimeOnly), p.Ended.Format(time.TimeOnly), p.Verdict, p.Lost)
+			for _, stage := range p.Stages {
+				t.Logf("    %s %s: %s", stage.Began.Format(time.TimeOnly), stage.Name, stage.Detail)
+			}
+		}
+	}
 	for _, f := range faults {
 		require.NotEmpty(t, f.inFlight, f.what)
 	}
@@ -434,6 +443,7 @@ type row struct {
 	*fault
 	resumed, reloaded int
 	delay             time.Duration
+	latest            loadlog.View // whose delay it is
 }
 
 // scripted says whether the demonstration's site has scripted that a load fails or needs another attempt: the first one of
@@ -507,7 +517,9 @@ func count(all []loadlog.View, faults []*fault) report {
 			usual := took[v.Image]
 			if slices.Contains(f.hit, name) && len(usual) > 0 && !v.Ready.IsZero() && !reloads {
 				slices.Sort(usual)
-				line.delay = max(line.delay, v.Ready.Sub(v.Began)-usual[len(usual)/2])
+				if delay := v.Ready.Sub(v.Began) - usual[len(usual)/2]; delay > line.delay {
+					line.delay, line.latest = delay, v
+				}
 			}
 		}
 		r.rows = append(r.rows, line)

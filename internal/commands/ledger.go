@@ -29,7 +29,8 @@ import (
 )
 
 const (
-	callLimit = 10 * time.Second // of one call to Temporal that needs no worker
+	callLimit  = 10 * time.Second // of one call to Temporal that needs no worker
+	startLimit = 30 * time.Second // of a reservation's start, which is tried again when it gets no answer
 	// queryLimit bounds a status query. A worker answers one in milliseconds; where none does, the history tells nearly
 	// as much.
 	queryLimit = 3 * time.Second

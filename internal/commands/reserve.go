@@ -250,7 +250,7 @@ func (s *session) startOne(ctx context.Context, l *ledger, r reservation.Reserva
 	result := reserved{Reservation: r.Name, User: r.User, Computer: r.Computer.Name, Image: r.Image.String()}
 	err := s.nameFree(ctx, l, r, given)
 	if err == nil {
-		startCtx, cancel := context.WithTimeout(ctx, callLimit)
+		startCtx, cancel := context.WithTimeout(ctx, startLimit)
 		defer cancel()
 		handle, serr := hold.Start(startCtx, l.client, r)
 		if err = serr; err == nil {

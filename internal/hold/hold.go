@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
@@ -26,6 +27,7 @@ const (
 	idPrefix        = "computer/"
 	memoReservation = "reservation"
 	memoUser        = "user"
+	memoStart       = "start" // of this very call of Start
 )
 
 // WorkflowID returns the ID of the workflow that holds a computer.
@@ -37,6 +39,8 @@ type HeldError struct {
 	Holder   string // the reservation's name
 	User     string
 	Since    time.Time
+
+	start string // which call of Start its workflow is of
 }
 
 func (e *HeldError) Error() string {
@@ -44,9 +48,18 @@ func (e *HeldError) Error() string {
 		e.Computer, e.Holder, e.User, e.Since.Local().Format("2006-01-02 15:04:05"))
 }
 
+// tryLimit is how long one try may go without an answer. The SDK gives a call as long (10 s), and repeats what a server
+// refuses for the moment.
+const (
+	tryLimit = 10 * time.Second
+	pause    = 200 * time.Millisecond // between two tries
+)
+
 // Start starts the reservation's workflow, which takes the hold of its computer. A computer that is held is refused with
-// a *HeldError at once.
+// a *HeldError at once. A try that gets no answer may have been heard: Start tries again until ctx ends, and knows a
+// workflow of its own by its memo.
 func Start(ctx context.Context, c client.Client, r reservation.Reservation) (client.WorkflowRun, error) {
+	mine := uuid.NewString()
 	options := client.StartWorkflowOptions{
 		ID:                       WorkflowID(r.Computer.Name),
 		TaskQueue:                activities.WorkflowQueue,
@@ -54,25 +67,43 @@ func Start(ctx context.Context, c client.Client, r reservation.Reservation) (cli
 		WorkflowIDReusePolicy:    enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 		// Without this the SDK answers with the holder's run as if it were ours.
 		WorkflowExecutionErrorWhenAlreadyStarted: true,
-		Memo:                                     map[string]any{memoReservation: r.Name, memoUser: r.User},
+		Memo:                                     map[string]any{memoReservation: r.Name, memoUser: r.User, memoStart: mine},
 		TypedSearchAttributes:                    temporal.NewSearchAttributes(workflows.SearchAttributes().AtStart(r)...),
 		StaticSummary:                            workflows.Summary(r),
 	}
 	// A holder may end between the refusal and the look at who it is; then the computer is free and we try once more.
-	for try := 1; ; try++ {
-		run, err := c.ExecuteWorkflow(ctx, options, workflows.ReservationName, r)
+	for refused := 0; ; {
+		try, cancel := context.WithTimeout(ctx, tryLimit)
+		run, err := c.ExecuteWorkflow(try, options, workflows.ReservationName, r)
+		cancel()
 		var started *serviceerror.WorkflowExecutionAlreadyStarted
-		if !errors.As(err, &started) {
+		switch {
+		case errors.As(err, &started):
+			held, live, derr := holder(ctx, c, r.Computer.Name, started.RunId)
+			if derr != nil {
+				return nil, fmt.Errorf("computer %s is held, and who holds it cannot be read: %w", r.Computer.Name, derr)
+			}
+			if held.start == mine {
+				return c.GetWorkflow(ctx, options.ID, started.RunId), nil
+			}
+			if refused++; live || refused == 3 {
+				return nil, held
+			}
+		case unanswered(err) && ctx.Err() == nil:
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+		default:
 			return run, err
 		}
-		held, live, derr := holder(ctx, c, r.Computer.Name, started.RunId)
-		if derr != nil {
-			return nil, fmt.Errorf("computer %s is held, and who holds it cannot be read: %w", r.Computer.Name, derr)
-		}
-		if live || try == 3 {
-			return nil, held
-		}
 	}
+}
+
+// unanswered says whether an error is that nothing was heard in time, as opposed to a refusal.
+func unanswered(err error) bool {
+	var late *serviceerror.DeadlineExceeded
+	return errors.As(err, &late) || errors.Is(err, context.DeadlineExceeded)
 }
 
 func holder(ctx context.Context, c client.Client, computer, run string) (*HeldError, bool, error) {
@@ -82,7 +113,7 @@ func holder(ctx context.Context, c client.Client, computer, run string) (*HeldEr
 	}
 	info := described.GetWorkflowExecutionInfo()
 	held := &HeldError{Computer: computer, Since: info.GetStartTime().AsTime()}
-	for key, to := range map[string]*string{memoReservation: &held.Holder, memoUser: &held.User} {
+	for key, to := range map[string]*string{memoReservation: &held.Holder, memoUser: &held.User, memoStart: &held.start} {
 		if payload := info.GetMemo().GetFields()[key]; payload != nil {
 			if err := converter.GetDefaultDataConverter().FromPayload(payload, to); err != nil {
 				return nil, false, err

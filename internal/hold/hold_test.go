@@ -2,10 +2,12 @@ package hold_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/worker"
@@ -19,6 +21,20 @@ import (
 	"berth/reservation"
 	"berth/workflows"
 )
+
+// deaf is a client whose starts are heard, and whose first answers are lost.
+type deaf struct {
+	client.Client
+	lost, tries int
+}
+
+func (d *deaf) ExecuteWorkflow(ctx context.Context, options client.StartWorkflowOptions, workflow any, args ...any) (client.WorkflowRun, error) {
+	run, err := d.Client.ExecuteWorkflow(ctx, options, workflow, args...)
+	if d.tries++; d.tries <= d.lost {
+		return nil, serviceerror.NewDeadlineExceeded("context deadline exceeded")
+	}
+	return run, err
+}
 
 // A reservation's workflow that ends in the way its user's name says.
 func ends(ctx workflow.Context, r reservation.Reservation) error {
@@ -58,6 +74,29 @@ func TestOneLiveReservationPerComputer(t *testing.T) {
 		r.User, r.End = user, time.Now().Add(time.Hour)
 		return r
 	}
+
+	t.Run("a start whose answer is lost is known again", func(t *testing.T) {
+		d := &deaf{Client: c, lost: 2}
+		run, err := hold.Start(t.Context(), d, reserve("deaf", "ana", "vm-deaf"))
+		require.NoError(t, err)
+		require.Equal(t, 3, d.tries)
+		described, err := c.DescribeWorkflowExecution(t.Context(), run.GetID(), "")
+		require.NoError(t, err)
+		require.Equal(t, run.GetRunID(), described.GetWorkflowExecutionInfo().GetExecution().GetRunId())
+		// Another one of the same name and user is not taken for it, whatever becomes of its answers.
+		var held *hold.HeldError
+		_, err = hold.Start(t.Context(), &deaf{Client: c, lost: 1}, reserve("deaf", "ana", "vm-deaf"))
+		require.ErrorAs(t, err, &held)
+		// Who has waited long enough is told so.
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		_, err = hold.Start(ctx, &deaf{Client: c, lost: 1 << 30}, reserve("deaf", "ana", "vm-deafer"))
+		var late *serviceerror.DeadlineExceeded
+		require.True(t, errors.As(err, &late) || errors.Is(err, context.DeadlineExceeded), "%v", err)
+		for _, id := range []string{"vm-deaf", "vm-deafer"} {
+			require.NoError(t, c.TerminateWorkflow(t.Context(), hold.WorkflowID(id), "", "the test is over"))
+		}
+	})
 
 	for name, end := range map[string]func(run client.WorkflowRun) error{
 		"completed": func(run client.WorkflowRun) error {
