@@ -70,7 +70,10 @@ test: temporal ## Run all tests, with the race detector where a C compiler is th
 	[[ -z $$race ]] || export CGO_ENABLED=1
 	set -x
 	go build $$race ./...
-	go test $$race -p 1 -timeout 20m $(TESTFLAGS) ./... # one package at a time: several start servers and workers by the dozen
+	code=0
+	go test $$race -p 2 -timeout 20m $(TESTFLAGS) $$(go list ./... | grep -v '/integration$$') || code=$$?
+	go test $$race -timeout 20m $(TESTFLAGS) ./integration || code=$$? # alone: it starts servers and workers by the dozen
+	exit $$code
 
 .PHONY: lint
 lint: ## Check format, go vet, staticcheck, workflowcheck, and who may import whom

@@ -76,6 +76,7 @@ func measureWaiting(ctx context.Context, quick bool, figures map[string]float64)
 	}
 	started := time.Since(began)
 	var weights []float64
+	waitsFrom, usedBefore := time.Now(), cpuTime(l.worker.Pid())
 	for range 10 {
 		weight, err := residentMiB(l.worker.Pid())
 		if err != nil {
@@ -88,6 +89,7 @@ func measureWaiting(ctx context.Context, quick bool, figures map[string]float64)
 		case <-time.After(time.Second):
 		}
 	}
+	waits := float64(cpuTime(l.worker.Pid())-usedBefore) / float64(time.Since(waitsFrom)) / float64(len(computers))
 	now, err := l.siteStatus(ctx)
 	if err != nil {
 		return err
@@ -129,6 +131,7 @@ func measureWaiting(ctx context.Context, quick bool, figures map[string]float64)
 			return fmt.Errorf("%s needed attempt %d", status.Computer, status.Attempt.Number)
 		}
 	}
+	whole := cpuTime(l.worker.Pid()) / time.Duration(len(computers))
 	perLoad := (median(weights) - idle) / float64(len(computers))
 	figures["waiting_mib_per_load"] = perLoad
 	figures["notice_p95_ms"] = float64(percentile(noticed, 95).Milliseconds())
@@ -136,6 +139,8 @@ func measureWaiting(ctx context.Context, quick bool, figures map[string]float64)
 	fmt.Printf("\n%d loads waiting in one production worker process (all in their PostLoad %s after the first reserve):\n\n", len(computers), started.Round(time.Second))
 	fmt.Printf("| what | value |\n|---|---|\n")
 	fmt.Printf("| resident memory, idle worker | %.1f MiB |\n| with all of them waiting | %.1f MiB |\n| a waiting load | %.3f MiB |\n", idle, median(weights), perLoad)
+	fmt.Printf("| of a processor, for a waiting load | %.4f %%: one carries %.0f of them |\n", 100*waits, 1/waits)
+	fmt.Printf("| processor time of the worker for a whole load | %s |\n", ms(whole))
 	fmt.Printf("| guests that answer, a second | %.1f |\n", float64(len(after.Guests)-1)/last.Sub(first).Seconds())
 	fmt.Printf("| from the guest's port opening to our connection, median / 95th percentile | %s / %s |\n", ms(median(connected)), ms(percentile(connected, 95)))
 	fmt.Printf("| from the guest's port opening to our login, median / 95th percentile / most | %s / %s / %s |\n", ms(median(noticed)), ms(percentile(noticed, 95)), ms(percentile(noticed, 100)))

@@ -37,42 +37,36 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestBerth is the tests that mostly wait, all at once: they share one set of programs, one Temporal server and one worker for
-// the workflows.
+// TestBerth is all tests of this package: they share one set of programs, one Temporal server and one worker for the workflows.
 func TestBerth(t *testing.T) {
 	w := newWorld(t)
-	for _, one := range []struct {
+	type test struct {
 		name string
 		run  func(*testing.T, *world)
-	}{
-		{"a worker killed in any stage loses nothing", testKilled},
-		{"a load from the command line to its end shows no secret", testSecrets},
-		{"faults of the vCenter", testVCenterFaults},
-		{"the vCenter is not reached for a while", testVCenterUnreachable},
-		{"sessions expire in the middle of a load", testSessionsExpire},
-		{"Temporal is silent for a while", testTemporalSilent},
-		{"cancelled", testCancelled},
-		{"a worker that is stopped hands over", testHandOver},
-		{"a worker that was paused is too late", testPaused},
-		{"a worker that was paused clones nothing for a reservation that is over", testPausedAndOver},
-		{"guests", testGuests},
-		{"a computer has one holder", testHolder},
-		{"traces and metrics", testSeen},
-	} {
-		t.Run(one.name, func(t *testing.T) {
-			t.Parallel()
-			one.run(t, w)
-		})
 	}
-}
-
-// TestBerthOneByOne is the tests that keep the machine busy by themselves, one after the other.
-func TestBerthOneByOne(t *testing.T) {
-	w := newWorld(t)
-	for _, one := range []struct {
-		name string
-		run  func(*testing.T, *world)
-	}{
+	t.Run("all at once", func(t *testing.T) { // they mostly wait
+		for _, one := range []test{
+			{"a worker killed in any stage loses nothing", testKilled},
+			{"a load from the command line to its end shows no secret", testSecrets},
+			{"faults of the vCenter", testVCenterFaults},
+			{"the vCenter is not reached for a while", testVCenterUnreachable},
+			{"sessions expire in the middle of a load", testSessionsExpire},
+			{"Temporal is silent for a while", testTemporalSilent},
+			{"cancelled", testCancelled},
+			{"a worker that is stopped hands over", testHandOver},
+			{"a worker that was paused is too late", testPaused},
+			{"a worker that was paused clones nothing for a reservation that is over", testPausedAndOver},
+			{"guests", testGuests},
+			{"a computer has one holder", testHolder},
+			{"traces and metrics", testSeen},
+		} {
+			t.Run(one.name, func(t *testing.T) {
+				t.Parallel()
+				one.run(t, w)
+			})
+		}
+	})
+	for _, one := range []test{ // each keeps the machine busy by itself
 		{"Temporal's server and the workflows' worker are killed", testTemporalKilled},
 		{"clones of several workers in one vCenter", testCloneLimit},
 		{"physical nodes and their faults", testMetalFaults},
