@@ -254,10 +254,10 @@ func testHangs(t *testing.T, w *world) {
 	require.NoError(t, err)
 	proxy := newProxy(t)
 	l := w.newLab(t, "hangs", labOptions{master: master, computers: 3, socket: proxy.path,
-		change: func(i *reservation.Image) { i.Limits.Response = seconds(45) }, // its first boot has begun by then
+		change: func(i *reservation.Image) { i.Limits.Response = seconds(120) }, // its first boot has begun by then, on a busy machine, too
 		others: map[string]func(*reservation.Image){
 			// The second attempt has half as much again, and must not need a reset.
-			inLoad: func(i *reservation.Image) { i.Limits.Response, i.Limits.ResponseAgain = seconds(70), seconds(10) },
+			inLoad: func(i *reservation.Image) { i.Limits.Response, i.Limits.ResponseAgain = seconds(120), seconds(10) },
 			forGood: func(i *reservation.Image) {
 				i.Attempts, i.Limits.Response, i.Limits.ResponseAgain = 2, seconds(20), seconds(20)
 			},
