@@ -35,7 +35,7 @@ const (
 	cutFor     = 90 * time.Second // a worker from Temporal
 	vcenterFor = 60 * time.Second // a worker from its vCenter and its guests
 	pauseFor   = 2 * time.Minute  // a worker, by SIGSTOP
-	between    = 40 * time.Second // two faults: what was hit has mostly come through by then
+	between    = 30 * time.Second // two faults: what was hit moves by then
 	stepFor    = 10 * time.Second // between two numbers of workers
 	tick       = 2 * time.Second
 	// A computer is not loading for a few seconds of each turn: with so many VMs more there are always 60 that do.
