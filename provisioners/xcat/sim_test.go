@@ -37,11 +37,10 @@ type lab struct {
 	faults int    // that the loads have met
 }
 
-// brisk are limits for machines whose minutes take 1/speed of a minute. What is not to run out here is generous. Each look at a
-// node is a connection or two, with their handshakes.
+// brisk are limits for machines whose minutes take 1/speed of a minute. What is not to run out here is generous.
 func brisk(changes ...func(*Limits)) Limits {
 	limits := Limits{Start: time.Minute, NoProgress: time.Minute, Overall: time.Minute, PowerOn: time.Minute, InstallerGone: time.Minute, NextLate: time.Minute,
-		PollPower: 20 * time.Millisecond, PollStart: 20 * time.Millisecond, PollInstall: 20 * time.Millisecond, Retry: 5 * time.Millisecond}
+		PollPower: 5 * time.Millisecond, PollStart: 5 * time.Millisecond, PollInstall: 5 * time.Millisecond, Retry: 5 * time.Millisecond}
 	for _, change := range changes {
 		change(&limits)
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,16 +23,10 @@ import (
 	"berth/reservation"
 )
 
-// TestMain has this program stand in for xCAT's command-line tools where it is called by one of their names. It runs more of
-// the tests at a time than there are processors: most of their time is a node's.
+// TestMain has this program stand in for xCAT's command-line tools where it is called by one of their names.
 func TestMain(m *testing.M) {
 	if name := filepath.Base(os.Args[0]); slices.Contains(leastPrivilege(), name) {
 		os.Exit(tool(name, os.Args[1:]))
-	}
-	flag.Parse()
-	if err := flag.Set("test.parallel", "6"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }
