@@ -59,7 +59,7 @@ func serveHost(dir string) error {
 	if err := os.Chmod(socket, 0o777); err != nil { // workers in containers are nobody here
 		return err
 	}
-	go relay(listener, libvirthost.Socket)
+	go libvirthost.Relay(listener, "unix", libvirthost.Socket)
 	text, err := json.Marshal(facts{Accel: host.Accel})
 	if err != nil {
 		return err
@@ -73,28 +73,4 @@ func serveHost(dir string) error {
 	}
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
-}
-
-// relay connects whoever comes in by the listener with a socket, until the listener is closed.
-func relay(listener net.Listener, socket string) {
-	for {
-		one, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer one.Close()
-			other, err := net.Dial("unix", socket)
-			if err != nil {
-				return
-			}
-			defer other.Close()
-			go func() {
-				defer one.Close()
-				defer other.Close()
-				_, _ = io.Copy(other, one)
-			}()
-			_, _ = io.Copy(one, other)
-		}()
-	}
 }

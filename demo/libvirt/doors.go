@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"path/filepath"
 
@@ -42,33 +41,4 @@ func guests(o options) int {
 		return o.small + 1
 	}
 	return o.small
-}
-
-// relay connects whoever comes in by the listener with an address, until the listener is closed.
-func relay(listener net.Listener, network, address string) {
-	for {
-		one, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer one.Close()
-			other, err := net.Dial(network, address)
-			if err != nil {
-				return
-			}
-			defer other.Close()
-			go func() {
-				_, _ = io.Copy(other, one)
-				closeWrite(other)
-			}()
-			_, _ = io.Copy(one, other)
-		}()
-	}
-}
-
-func closeWrite(c net.Conn) {
-	if half, ok := c.(interface{ CloseWrite() error }); ok {
-		_ = half.CloseWrite()
-	}
 }

@@ -149,7 +149,7 @@ func outside(o options) error {
 		}
 		_, port, _ := net.SplitHostPort(listener.Addr().String())
 		ports = append(ports, port)
-		go relay(listener, "unix", d.socket)
+		go libvirthost.Relay(listener, "unix", d.socket)
 	}
 	return os.Setenv(envPorts, strings.Join(ports, ","))
 }

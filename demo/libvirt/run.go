@@ -114,7 +114,7 @@ func (s *show) start(ctx context.Context, built *guestimage.Images) error {
 		if err != nil {
 			return err
 		}
-		go relay(listener, "tcp", address)
+		go libvirthost.Relay(listener, "tcp", address)
 	}
 	if err := s.writeCatalog(built); err != nil {
 		return err
