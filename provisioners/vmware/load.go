@@ -230,6 +230,13 @@ func (l *load) clone(ctx context.Context) (types.AnyType, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The gate first, as in settle: a load that goes on after its worker was lost has its place there already, and must not
+	// wait for slots of loads that wait for such places.
+	leave, err := l.enterGate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	release, err := l.vc.slots.acquire(ctx, l.hostOf(ctx), func(place int) {
 		l.report.Stage(stageClone, "waiting for a clone slot, "+provisioners.InLine(place))
 	})
@@ -237,11 +244,6 @@ func (l *load) clone(ctx context.Context) (types.AnyType, error) {
 		return nil, err
 	}
 	defer release()
-	leave, err := l.enterGate(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
 	l.report.Stage(stageClone, l.what())
 	// From here on a successor knows that a clone may run: Confirm delivers what is kept.
 	l.report.Keep(keptClone, keptAsked)
