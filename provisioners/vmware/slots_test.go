@@ -117,6 +117,32 @@ func TestFirstComeIsFirstServed(t *testing.T) {
 	require.Equal(t, 1, l.most)
 }
 
+// A load that goes on after its worker was lost has a place at the gate already, while others of its new worker wait there.
+func TestALoadInsideTheGateDoesNotWaitForThoseBeforeIt(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	m := l.module(func(o *vmware.Options) { o.Sites[0].Clones = 1 })
+	opened, waits := make(chan struct{}), make(chan struct{})
+	outside := begin(t, m, request("pc-1", func(r *provisioners.Request) {
+		r.Enter = func(ctx context.Context, _ string, _ int, waiting func(int)) (func(), error) {
+			waiting(1)
+			close(waits)
+			select {
+			case <-opened:
+				return func() {}, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+	}))
+	<-waits
+	inside := begin(t, m, request("pc-2", func(r *provisioners.Request) {
+		r.Enter = func(context.Context, string, int, func(int)) (func(), error) { return func() { close(opened) }, nil }
+	}))
+	require.NoError(t, <-inside.done)
+	require.NoError(t, <-outside.done)
+}
+
 func TestManyLoadsShareOneWait(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
