@@ -90,7 +90,7 @@ e2e: temporal build ## Run the end-to-end tests; as root, installs what they nee
 	@e2e/run
 
 .PHONY: stack
-stack: temporal build ## Of the end-to-end tests, those of docker-compose.yml alone: tried on stand-ins of its images, and broken on purpose
+stack: temporal build ## Run those of the end-to-end tests that are of docker-compose.yml; as root (docs/operations.md, docs/reliability.md)
 	@E2E_ONLY='^TestTheStack' e2e/run
 
 .PHONY: pictures

@@ -18,14 +18,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"berth/internal/guestimage"
+	"berth/internal/labtest"
 	"berth/internal/libvirthost"
 	"berth/internal/process"
 	"berth/osmodules/remote/ssh/sshtest"
 	"berth/reservation"
 )
 
-// guestLimit is how long a small guest may take: it is emulated.
-const guestLimit = 6 * time.Minute
+// How long it may take until a libvirt host serves, and until a small guest is ready: it is emulated.
+const (
+	hostLimit  = 2 * time.Minute
+	guestLimit = 6 * time.Minute
+)
 
 // libvirtHost is a libvirt host that the stack's network lab has in it.
 type libvirtHost struct {
@@ -33,15 +37,14 @@ type libvirtHost struct {
 	pid   string // of a process in its network namespace
 	stdin io.Closer
 	ended chan error
-	log   string
 	accel string
 }
 
 // startHost starts a libvirt host with its files in a folder.
 func startHost(t *testing.T, dir string) *libvirtHost {
 	t.Helper()
-	h := &libvirtHost{dir: dir, ended: make(chan error, 1), log: filepath.Join(t.TempDir(), "host.log")}
-	log, err := os.Create(h.log)
+	h := &libvirtHost{dir: dir, ended: make(chan error, 1)}
+	log, err := os.Create(filepath.Join(t.TempDir(), "host.log"))
 	require.NoError(t, err)
 	defer log.Close()
 	command := exec.Command(os.Args[0])
@@ -60,18 +63,18 @@ func startHost(t *testing.T, dir string) *libvirtHost {
 			<-h.ended
 		}
 		if t.Failed() {
-			t.Log(process.Tail(h.log, 20), process.Tail(filepath.Join(dir, "libvirtd.log"), 20))
+			t.Log(process.Tail(log.Name(), 20), process.Tail(filepath.Join(dir, "libvirtd.log"), 20))
 		}
 	})
 	var said facts
-	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+	labtest.Eventually(t, hostLimit, func() (bool, string) {
 		text, err := os.ReadFile(filepath.Join(dir, hostFacts))
-		if err == nil {
-			require.NoError(t, json.Unmarshal(text, &said))
-			break
+		if err != nil {
+			return false, "the libvirt host does not serve: " + process.Tail(log.Name(), 20)
 		}
-		require.True(t, time.Now().Before(end), "the libvirt host does not serve: %s", process.Tail(h.log, 20))
-	}
+		require.NoError(t, json.Unmarshal(text, &said))
+		return true, ""
+	})
 	h.accel = said.Accel
 	// Its process 1 is the one child of what we have started.
 	children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", command.Process.Pid))
@@ -120,21 +123,19 @@ func (h *libvirtHost) join(t *testing.T, s *stack) {
 	h.inside(t, "ip", "addr", "add", fmt.Sprintf("%s/%d", address, network.Bits()), "dev", "lab")
 	h.inside(t, "ip", "link", "set", "lab", "up")
 	h.inside(t, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
-	outside("route", "add", guestNetwork, "via", address.String(), "dev", bridge)
+	guests := netip.MustParsePrefix(libvirthost.Gateway + "/24").Masked()
+	outside("route", "add", guests.String(), "via", address.String(), "dev", bridge)
 }
-
-// guestNetwork is the network of the host's guests.
-const guestNetwork = "10.77.0.0/24"
 
 // TestTheStackLoadsRealGuests runs docker-compose.yml with a site of one's own, as docs/operations.md has it: a folder with a
 // catalog, here of a real libvirtd, and workers for libvirt alone.
 func TestTheStackLoadsRealGuests(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
-		t.Skip("a libvirt host takes root: run `make e2e` as root")
+		t.Skip("SKIP: a libvirt host takes root: run `make e2e` as root")
 	}
 	if err := libvirthost.Check(); err != nil {
-		t.Skip(err)
+		t.Skip("SKIP:", err)
 	}
 	images, err := guestimage.Build(t.Context(), guestimage.Options{Mirror: os.Getenv("BERTH_E2E_MIRROR"), Say: func(step string) { t.Log("guest images:", step) }})
 	require.NoError(t, err)
@@ -149,8 +150,7 @@ func TestTheStackLoadsRealGuests(t *testing.T) {
 	private, _, err := sshtest.NewPEM("")
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(config, "login"), private, 0o644)) // the workers' user reads it
-	require.NoError(t, exec.Command("cp", images.Small.Path, filepath.Join(config, "master.qcow2")).Run())
-	require.NoError(t, os.Chmod(filepath.Join(config, "master.qcow2"), 0o644))
+	require.NoError(t, exec.Command("install", "-m", "644", images.Small.Path, filepath.Join(config, "master.qcow2")).Run())
 	const computer = "guest-1"
 	text, err := json.MarshalIndent(map[string]any{ // JSON is YAML
 		"secrets": map[string]any{"login": map[string]string{"file": "/etc/berth/login"}},

@@ -48,11 +48,11 @@ func (e *HeldError) Error() string {
 		e.Computer, e.Holder, e.User, e.Since.Local().Format("2006-01-02 15:04:05"))
 }
 
-// tryLimit is how long one try may go without an answer. The SDK gives a call as long (10 s), and repeats what a server
-// refuses for the moment.
 const (
+	// tryLimit is how long one try may go without an answer. The SDK gives a call as long (10 s), and repeats by itself what a
+	// server refuses for the moment.
 	tryLimit = 10 * time.Second
-	pause    = 200 * time.Millisecond // between two tries
+	tryAgain = 200 * time.Millisecond // after one without an answer
 )
 
 // Start starts the reservation's workflow, which takes the hold of its computer. A computer that is held is refused with
@@ -91,7 +91,7 @@ func Start(ctx context.Context, c client.Client, r reservation.Reservation) (cli
 			}
 		case unanswered(err) && ctx.Err() == nil:
 			select {
-			case <-time.After(pause):
+			case <-time.After(tryAgain):
 			case <-ctx.Done():
 			}
 		default:

@@ -7,8 +7,8 @@ import (
 )
 
 // slots bounds how many clones of this worker run at once in one vCenter and on one host of it; the gate (load.enterGate)
-// bounds those of all workers in the vCenter. Who comes first is served first; only
-// where the first one's host is full may somebody for another host go before it.
+// bounds those of all workers in the vCenter, and whoever takes a slot is inside it. Who comes first is served first; only where
+// the first one's host is full may somebody for another host go before it.
 type slots struct {
 	total   int
 	perHost int
