@@ -73,7 +73,10 @@ func newWorld(t *testing.T) *world {
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		w.host.Stop()
-		if t.Failed() {
+		if n := w.host.Crashes(); n > 0 {
+			t.Logf("*** libvirtd ended by itself %d times, and was started again; no load may be lost by that", n)
+		}
+		if t.Failed() || w.host.Crashes() > 0 {
 			t.Log(process.Tail(w.host.Log, 30))
 		}
 	})

@@ -44,6 +44,9 @@ const (
 	stopGrace  = 10 * time.Second       // for libvirtd
 	askEvery   = 100 * time.Millisecond // while it starts
 	tailLines  = 15
+
+	// How virsh says that nobody answers at the socket, and so that nothing was asked of libvirtd yet.
+	notReached = "failed to connect to the hypervisor"
 )
 
 // MAC is the MAC of guest n, 1 to MostGuests: the network gives it Address(n).
@@ -64,11 +67,13 @@ type Host struct {
 	Log     string // libvirtd's
 	Accel   string // AccelKVM or AccelTCG: what guests run with
 
-	dir    string
-	daemon *process.Process
+	dir string
 
-	mu     sync.Mutex
-	mounts []string // of small pools
+	turn    sync.Mutex // who starts or ends libvirtd has it meanwhile
+	mu      sync.Mutex
+	daemon  *process.Process // the libvirtd that is to run; nil while none is
+	crashes int
+	mounts  []string // of small pools
 }
 
 // MissingError says that a program that a host needs is not installed.
@@ -131,11 +136,14 @@ func Start(ctx context.Context, o Options) (*Host, error) {
 			return nil, err
 		}
 	}
+	if err := os.WriteFile(h.Log, nil, 0o644); err != nil {
+		return nil, err
+	}
 	if err := h.Launch(ctx); err != nil {
 		return nil, err
 	}
 	if err := h.define(ctx); err != nil {
-		h.daemon.Kill()
+		h.Kill()
 		return nil, err
 	}
 	return h, nil
@@ -158,52 +166,121 @@ stdio_handler = "file"
 max_core = 0
 `
 
-// Launch starts libvirtd and returns when it answers: after Kill, for one. Guests that run go on running meanwhile.
+// Launch starts libvirtd and returns when it answers: after Kill, for one. Guests that run go on running meanwhile. If it then
+// ends by itself, it is started again, as its service would (libvirtd.service: Restart=on-failure): a load is to bear that, and
+// a real libvirtd does crash (Crashes).
 func (h *Host) Launch(ctx context.Context) error {
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	return h.launch(ctx)
+}
+
+func (h *Host) launch(ctx context.Context) error {
 	path, err := lookPath("libvirtd")
 	if err != nil {
 		return err
 	}
-	h.daemon, err = process.Start(process.Options{Path: path, Args: []string{"--pid-file", pidFile}, Log: h.Log})
+	log, err := os.OpenFile(h.Log, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer log.Close() // libvirtd has its own descriptor
+	daemon, err := process.Start(process.Options{Path: path, Args: []string{"--pid-file", pidFile}, Stdout: log, Stderr: log})
 	if err != nil {
 		return fmt.Errorf("libvirtd: %w", err)
 	}
+	h.mu.Lock()
+	h.daemon = daemon
+	h.mu.Unlock()
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("it does not answer after %s", startLimit))
 	defer cancel()
 	ticker := time.NewTicker(askEvery)
 	defer ticker.Stop()
 	for {
-		if _, err = h.Virsh(ctx, "version"); err == nil {
+		if _, err = virsh(ctx, "version"); err == nil {
+			go h.keep(daemon)
 			return nil
 		}
 		select {
-		case <-h.daemon.Done():
-			return fmt.Errorf("libvirtd ended at its start (%v)\n  %s", h.daemon.Err(), h.daemon.Tail(tailLines))
+		case <-daemon.Done():
+			return fmt.Errorf("libvirtd ended at its start (%v)\n  %s", daemon.Err(), process.Tail(h.Log, tailLines))
 		case <-ctx.Done():
-			h.daemon.Kill()
-			return fmt.Errorf("libvirtd: %w: %w\n  %s", context.Cause(ctx), err, h.daemon.Tail(tailLines))
+			daemon.Kill()
+			return fmt.Errorf("libvirtd: %w: %w\n  %s", context.Cause(ctx), err, process.Tail(h.Log, tailLines))
 		case <-ticker.C:
 		}
 	}
 }
 
-// Kill ends libvirtd with SIGKILL, as a crash would. Its guests go on running.
-func (h *Host) Kill() { h.daemon.Kill() }
+// keep starts libvirtd again when it has ended and nobody wanted it to.
+func (h *Host) keep(daemon *process.Process) {
+	<-daemon.Done()
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	h.mu.Lock()
+	crashed := h.daemon == daemon
+	if crashed {
+		h.crashes++
+	}
+	h.mu.Unlock()
+	if !crashed {
+		return
+	}
+	said := fmt.Sprintf("libvirthost: libvirtd ended by itself (%v) and is started again\n", daemon.Err())
+	if err := h.launch(context.Background()); err != nil {
+		said += fmt.Sprintf("libvirthost: %v\n", err)
+	}
+	if log, err := os.OpenFile(h.Log, os.O_APPEND|os.O_WRONLY, 0); err == nil {
+		defer log.Close()
+		_, _ = log.WriteString(said)
+	}
+}
 
-// Quit ends libvirtd as a restart of its service would, and returns when it has ended. Its guests go on running.
-func (h *Host) Quit() { h.daemon.Stop(stopGrace) }
+// Crashes is how often libvirtd has ended by itself so far. Its last words are in Log.
+func (h *Host) Crashes() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.crashes
+}
+
+// Kill ends libvirtd with SIGKILL, as a crash would, and leaves it so. Its guests go on running.
+func (h *Host) Kill() {
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	if daemon := h.unkept(); daemon != nil {
+		daemon.Kill()
+	}
+}
+
+// Quit ends libvirtd as a stop of its service would, and returns when it has ended. Its guests go on running.
+func (h *Host) Quit() {
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	if daemon := h.unkept(); daemon != nil {
+		daemon.Stop(stopGrace)
+	}
+}
+
+// unkept returns the libvirtd that is to run, and has it not started again; nil if none is to.
+func (h *Host) unkept() *process.Process {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	daemon := h.daemon
+	h.daemon = nil
+	return daemon
+}
 
 // Stop ends everything: guests, network, libvirtd. It may be called again.
 func (h *Host) Stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 	defer cancel()
-	if domains, err := h.Domains(ctx); err == nil {
-		for _, domain := range domains {
-			_, _ = h.Virsh(ctx, "destroy", domain)
+	if domains, err := virsh(ctx, "list", "--all", "--name"); err == nil {
+		for _, domain := range strings.Fields(domains) {
+			_, _ = virsh(ctx, "destroy", domain)
 		}
 	}
-	_, _ = h.Virsh(ctx, "net-destroy", Network)
-	h.daemon.Stop(stopGrace)
+	_, _ = virsh(ctx, "net-destroy", Network)
+	h.Quit()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, dir := range h.mounts {
@@ -264,8 +341,22 @@ func (h *Host) Resize(name string, bytes int64) error {
 }
 
 // Virsh runs libvirt's own command line, which knows nothing of Berth, and returns what it writes, without blank lines
-// around it.
+// around it. While libvirtd is being started it waits for it.
 func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
+	for until := time.Now().Add(startLimit); ; {
+		out, err := virsh(ctx, args...)
+		if err == nil || !strings.Contains(err.Error(), notReached) || time.Now().After(until) {
+			return out, err
+		}
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-time.After(askEvery):
+		}
+	}
+}
+
+func virsh(ctx context.Context, args ...string) (string, error) {
 	command := exec.CommandContext(ctx, "virsh", append([]string{"--quiet", "--connect", URI}, args...)...)
 	var stderr bytes.Buffer
 	command.Stderr = &stderr

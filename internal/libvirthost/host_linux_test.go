@@ -11,6 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,7 +39,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// hostWithGuest starts a host and a guest, which has nothing to boot from, has the guest outlive two libvirtd, and waits.
+// hostWithGuest starts a host and a guest, which has nothing to boot from, has the guest outlive three libvirtd, and waits.
 func hostWithGuest(dir string) error {
 	ctx := context.Background()
 	h, err := Start(ctx, Options{Dir: dir})
@@ -60,6 +63,24 @@ func hostWithGuest(dir string) error {
 		if domains, err := h.Domains(ctx); err != nil || len(domains) != 1 {
 			return fmt.Errorf("after libvirtd's restart: domains %q, %w", domains, err)
 		}
+	}
+	// One that ends by itself is started again.
+	pid, err := os.ReadFile(pidFile)
+	if err != nil {
+		return err
+	}
+	id, err := strconv.Atoi(strings.TrimSpace(string(pid)))
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(id, syscall.SIGABRT); err != nil {
+		return err
+	}
+	for limit := time.Now().Add(startLimit); h.Crashes() == 0 && time.Now().Before(limit); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if domains, err := h.Domains(ctx); err != nil || len(domains) != 1 || h.Crashes() != 1 {
+		return fmt.Errorf("after %d crashes: domains %q, %w", h.Crashes(), domains, err)
 	}
 	fmt.Println("up")
 	select {}
