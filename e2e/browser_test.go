@@ -177,6 +177,17 @@ func (b *browser) text() string {
 	return text
 }
 
+// html returns what the page and its frames are made of, with what is in it and not shown.
+func (b *browser) html(t *testing.T) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
+	defer cancel()
+	const all = `[document, ...[...document.querySelectorAll("iframe")].map(f => f.contentDocument)].map(d => d ? d.documentElement.outerHTML : "").join("\n")`
+	html, err := chromedp.Run(ctx, chromedp.Evaluate[string](all))
+	require.NoError(t, err)
+	return html
+}
+
 // picture takes a picture of a window of that height, once the page has got used to it.
 func (b *browser) picture(t *testing.T, height int64) []byte {
 	t.Helper()

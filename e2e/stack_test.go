@@ -459,6 +459,7 @@ func TestTheStack(t *testing.T) {
 		}
 	})
 	t.Run("what runs is shut in", func(t *testing.T) { s.shutIn(t) })
+	s.weigh(t)
 	t.Run("every panel shows data", func(t *testing.T) { s.panels(t) })
 	t.Run("no secret is told", func(t *testing.T) { s.tellsNoSecret(t) })
 	lap("looked at")
@@ -612,6 +613,19 @@ func (s *stack) shutIn(t *testing.T) {
 	require.True(t, strings.Contains(listed, `"demo-vm-01"`), "the command line lists it")
 }
 
+// weigh says what a reservation takes in the database, for the sizing in docs/operations.md.
+func (s *stack) weigh(t *testing.T) {
+	t.Helper()
+	const query = `select count(distinct tree_id), sum(length(data)), pg_total_relation_size('history_node'),
+		(select sum(pg_database_size(datname)) from pg_database where datname like 'temporal%') from history_node`
+	out := s.run(t, time.Minute, "docker", "exec", s.containers(t, "postgresql")[0], "psql", "-U", "temporal", "-d", "temporal", "-At", "-F", " ", "-c", query)
+	var runs, bytes, table, all int64
+	_, err := fmt.Sscan(out, &runs, &bytes, &table, &all)
+	require.NoError(t, err, out)
+	t.Logf("PostgreSQL: %d histories of %.1f KiB each, %.1f KiB with their table and its indexes; all databases %.0f MiB", runs,
+		float64(bytes)/float64(runs)/1024, float64(table)/float64(runs)/1024, float64(all)/(1<<20))
+}
+
 // panels asks what each panel of the provisioned dashboards asks, through what is mounted into Grafana.
 func (s *stack) panels(t *testing.T) {
 	type panel struct {
@@ -640,7 +654,7 @@ func (s *stack) panels(t *testing.T) {
 
 // keeps takes the stack down and up, and restores it from a backup into an empty volume.
 func (s *stack) keeps(t *testing.T, lap func(string)) {
-	s.compose(t, upLimit, "up", "-d", "--no-recreate", "--scale", "batch=0", "worker-xcat")
+	s.compose(t, upLimit, "up", "-d", "--no-recreate", "worker-xcat")
 	s.settled(t, loadsLimit)
 	before := s.show(t)
 	require.NotEmpty(t, before)

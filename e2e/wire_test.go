@@ -88,12 +88,28 @@ func (s *stack) tellsNoSecret(t *testing.T) {
 			page := "http://127.0.0.1:" + s.ports["UI_PORT"] + "/api/v1/namespaces/default/workflows/" + strings.ReplaceAll(id, "/", "%2F")
 			for _, url := range []string{page + "?execution.runId=" + run, page + "/history?execution.runId=" + run} {
 				text := fetch(t, url)
-				look("the Web UI's pages", text)
-				look("the Web UI's pages", payloads(text))
+				look("the Web UI's answers", text)
+				look("the Web UI's answers", payloads(text))
 			}
 		}
 	}
-	look("the Web UI's pages", fetch(t, "http://127.0.0.1:"+s.ports["UI_PORT"]+"/api/v1/namespaces/default/workflows"))
+	look("the Web UI's answers", fetch(t, "http://127.0.0.1:"+s.ports["UI_PORT"]+"/api/v1/namespaces/default/workflows"))
+	b := newBrowser(t, "http://127.0.0.1:"+s.ports["UI_PORT"])
+	b.open(t, "workflows", "computer/")
+	look("the Web UI's pages", b.html(t))
+	views := s.show(t, "--all")
+	for _, name := range []string{"demo-vm-05", "demo-node-02"} { // failed; a node that was reloaded
+		v := views[name]
+		require.NotEmpty(t, v.WorkflowID, name)
+		for tab, text := range map[string]string{ // what is there once the page is filled
+			"timeline":      v.WorkflowID,
+			"history":       "load: " + v.Image + " on " + v.Computer,
+			"user-metadata": v.Image + " on " + v.Computer,
+		} {
+			b.open(t, reservationPage(v.WorkflowID, v.RunID, tab), text)
+			look("the Web UI's pages", b.html(t))
+		}
+	}
 	for _, id := range strings.Fields(s.run(t, time.Minute, "docker", "ps", "-aq", "--filter", "label=com.docker.compose.project="+s.project)) {
 		out, err := exec.Command("docker", "logs", id).CombinedOutput()
 		require.NoError(t, err)
@@ -110,7 +126,7 @@ func (s *stack) tellsNoSecret(t *testing.T) {
 		}
 	}
 	t.Logf("%d lines of secrets looked for in, bytes: %v", len(secrets), size)
-	for _, where := range []string{"histories", "the Web UI's pages", "logs", "docker inspect", "process lists", "metrics"} {
+	for _, where := range []string{"histories", "the Web UI's answers", "the Web UI's pages", "logs", "docker inspect", "process lists", "metrics"} {
 		require.Greater(t, size[where], 1000, where)
 	}
 }
