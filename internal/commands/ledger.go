@@ -29,8 +29,10 @@ import (
 )
 
 const (
-	callLimit  = 10 * time.Second // of one call to Temporal that needs no worker
-	startLimit = 30 * time.Second // of a reservation's start, which is tried again when it gets no answer
+	callLimit = 10 * time.Second // of one call to Temporal that needs no worker
+	// startLimit bounds a reservation's start, which is tried again when it gets no answer. A server that has just begun, on a
+	// machine that is busy with more, was seen to answer none of three tries of 10 s.
+	startLimit = 2 * time.Minute
 	// queryLimit bounds a status query. A worker answers one in milliseconds; where none does, the history tells nearly
 	// as much.
 	queryLimit = 3 * time.Second

@@ -147,7 +147,7 @@ func TestALoadByTheToolsOverSSH(t *testing.T) {
 		client := xcatd.NewClient(&xcatd.Tools{SSH: remote.Command(), Path: l.tools().Path}, 0)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
-			for ctx.Err() == nil {
+			for ; ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
 				if strings.Contains(strings.Join(l.mn.History(), "\n"), "nodeset n01") {
 					cancel()
 				}

@@ -39,8 +39,9 @@ type lab struct {
 
 // brisk are limits for machines whose minutes take 1/speed of a minute. What is not to run out here is generous.
 func brisk(changes ...func(*Limits)) Limits {
-	limits := Limits{Start: time.Minute, NoProgress: time.Minute, Overall: time.Minute, PowerOn: time.Minute, InstallerGone: time.Minute, NextLate: time.Minute,
-		PollPower: 5 * time.Millisecond, PollStart: 5 * time.Millisecond, PollInstall: 5 * time.Millisecond, Retry: 5 * time.Millisecond}
+	const generous = 5 * time.Minute // a machine that is busy with other tests needs a minute for seconds' work
+	limits := Limits{Start: generous, NoProgress: generous, Overall: generous, PowerOn: generous, InstallerGone: generous, NextLate: time.Minute,
+		PollPower: 20 * time.Millisecond, PollStart: 20 * time.Millisecond, PollInstall: 20 * time.Millisecond, Retry: 20 * time.Millisecond}
 	for _, change := range changes {
 		change(&limits)
 	}
@@ -118,7 +119,7 @@ func (l *lab) order(attempt int) provisioners.Request {
 // load loads n01 as the workflow does: a fault is tried again in the same attempt.
 func (l *lab) load(attempt int, report *reporter) (provisioners.Loaded, error) {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
 	for range 20 {
 		loaded, err := l.module.Load(ctx, l.order(attempt), report)
@@ -138,6 +139,7 @@ func (l *lab) load(attempt int, report *reporter) (provisioners.Loaded, error) {
 // left, before Abort and after it.
 func TestALoadUnderEachModeOfANode(t *testing.T) {
 	short := func(l *Limits) { l.Start = 5 * time.Second }
+	often := func(l *Limits) { l.PollInstall, l.PollStart = 5*time.Millisecond, 5*time.Millisecond } // what is looked for lasts some 15 ms
 	once := xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}
 	rows := map[xcatmn.Mode]struct {
 		limits  func(*Limits)
@@ -148,14 +150,14 @@ func TestALoadUnderEachModeOfANode(t *testing.T) {
 		faults  int    // at least so many, which cost no attempt
 		armed   string // the osimage that the node is left armed for
 	}{
-		xcatmn.Works:          {counts: once, stage: "install: installing openssh-server (80%)"},
+		xcatmn.Works:          {limits: often, counts: once, stage: "install: installing openssh-server (80%)"},
 		xcatmn.OwnHostKeys:    {counts: once},
 		xcatmn.NeverCallsBack: {counts: once},
 		xcatmn.SlowSSHD:       {counts: once},
 		xcatmn.BlankStatus:    {counts: once},
 		xcatmn.StaleCache:     {counts: once},
 		xcatmn.Slow:           {counts: once},
-		xcatmn.Restarts:       {counts: once, faults: 2, stage: "the management node does not answer"},
+		xcatmn.Restarts:       {limits: often, counts: once, faults: 2, stage: "the management node does not answer"},
 		xcatmn.PXELostOnce:    {limits: short, counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1, Installs: 1}, stage: "again: nothing has started"},
 		xcatmn.NoPXE: {limits: short, verdict: reservation.VerdictReload, reason: "no installer has started",
 			counts: xcatmn.Counts{PowerOns: 1, Resets: 1, Nodesets: 1}},
@@ -230,7 +232,7 @@ func TestTheSecondAttemptSavesANodeWhosePXEWasLostTwice(t *testing.T) {
 
 func TestALoadOutlivesARestartOfXcatd(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, xcatmn.Works, brisk())
+	l := newLab(t, xcatmn.Works, brisk(func(l *Limits) { l.PollInstall, l.PollStart = 5*time.Millisecond, 5*time.Millisecond })) // it is away for some 15 ms
 	restarted := make(chan error, 1)
 	report := newReporter()
 	var once sync.Once
