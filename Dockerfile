@@ -16,5 +16,5 @@ COPY --from=build --chown=65532:65532 /owned/ /
 USER 65532:65532
 ENV BERTH_CATALOG=/etc/berth/catalog.yaml BERTH_LISTEN=0.0.0.0:9464
 EXPOSE 9464
-HEALTHCHECK --interval=5s --timeout=5s --start-period=60s CMD ["/worker", "health"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=90s --retries=6 CMD ["/worker", "health"]
 ENTRYPOINT ["/worker"]

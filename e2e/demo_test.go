@@ -39,11 +39,6 @@ func TestMain(m *testing.M) {
 	flag.Bool("update-pictures", false, "write the pictures that the README shows into docs/pictures")
 	flag.Bool("update-reliability", false, "write the report of what was broken on purpose into docs/reliability.md")
 	flag.Parse()
-	// More than a small machine has processors: stacks mostly wait.
-	if err := flag.Set("test.parallel", "3"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
 	os.Exit(m.Run())
 }
 

@@ -130,7 +130,6 @@ func (h *libvirtHost) join(t *testing.T, s *stack) {
 // TestTheStackLoadsRealGuests runs docker-compose.yml with a site of one's own, as docs/operations.md has it: a folder with a
 // catalog, here of a real libvirtd, and workers for libvirt alone.
 func TestTheStackLoadsRealGuests(t *testing.T) {
-	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("SKIP: a libvirt host takes root: run `make e2e` as root")
 	}

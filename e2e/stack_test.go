@@ -406,7 +406,6 @@ const (
 
 // TestTheStack runs docker-compose.yml as a lab would.
 func TestTheStack(t *testing.T) {
-	t.Parallel()
 	s := newStack(t, 0, fmt.Sprintf("XCAT_SLOTS=%d", xcatSlots), fmt.Sprintf("XCAT_QUEUE_RATE=%d", xcatRate))
 	s.change(t, "speed: 30", "speed: 60") // of nodes' minutes: four slots are few
 	began := time.Now()

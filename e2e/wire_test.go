@@ -157,7 +157,6 @@ func fetch(t *testing.T, url string) string {
 
 // TestTheStackByMutualTLS runs the stack with docker-compose.tls.yml over it.
 func TestTheStackByMutualTLS(t *testing.T) {
-	t.Parallel()
 	if _, err := exec.LookPath("openssl"); err != nil {
 		t.Skip("openssl is missing: deploy/certificates needs it")
 	}
