@@ -67,7 +67,7 @@ func newStack(t *testing.T, more int, settings ...string) *stack {
 	if err := exec.Command("docker", "info").Run(); err != nil {
 		t.Skip("no Docker daemon answers: start one (dockerd), or set DOCKER_HOST")
 	}
-	// One of its own for each test and run: some are up side by side.
+	// One of its own for each test and run: what a test that was killed has left is in nobody's way.
 	project := strings.ToLower(fmt.Sprintf("berth-%s-%d", strings.TrimPrefix(t.Name(), "Test"), os.Getpid()))
 	s := &stack{project: project, dir: t.TempDir(), ports: map[string]string{}}
 	for _, port := range []string{"TEMPORAL_PORT", "UI_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT", "SITE_PORT"} {
