@@ -182,7 +182,7 @@ func (b *browser) html(t *testing.T) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, pageLimit)
 	defer cancel()
-	const all = `[document, ...[...document.querySelectorAll("iframe")].map(f => f.contentDocument)].map(d => d ? d.documentElement.outerHTML : "").join("\n")`
+	const all = `[document, ...[...document.querySelectorAll("iframe")].map(f => f.contentDocument)].map(d => d && d.documentElement ? d.documentElement.outerHTML : "").join("\n")`
 	html, err := chromedp.Run(ctx, chromedp.Evaluate[string](all))
 	require.NoError(t, err)
 	return html

@@ -40,8 +40,9 @@ import (
 	xssh "golang.org/x/crypto/ssh"
 )
 
-// patience is no measure: guests are emulated, and two processors carry all of them.
-const patience = 6 * time.Minute
+// patience is no measure: guests are emulated, and two processors carry all of them. It is longer than the limit of a guest's
+// response: one that hangs is reset then, and its load goes on.
+const patience = 12 * time.Minute
 
 // world is what all tests share: a libvirt host, a Temporal server, a worker for the workflows.
 type world struct {
@@ -162,7 +163,7 @@ func (w *world) newLab(t *testing.T, name string, o labOptions) *lab {
 			"master": source, "sha256": o.master.SHA256, "size": fmt.Sprint(o.master.Size), "cloud_init": "true", "graphics": "none", "memory_mib": "256",
 		}},
 		Control: reservation.Control{Channel: "ssh", User: "root", Credential: "login", HostKey: reservation.HostKeyHanded},
-		Limits: reservation.Limits{Load: seconds(600), InitialDelay: seconds(1), Response: seconds(400), ResponseAgain: seconds(400),
+		Limits: reservation.Limits{Load: seconds(600), InitialDelay: seconds(1), Response: seconds(240), ResponseAgain: seconds(400),
 			Configure: seconds(400), Settle: seconds(1), Queue: seconds(300)},
 		PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{libvirthost.Gateway + "/32"}},
 	}
