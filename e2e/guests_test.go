@@ -25,10 +25,12 @@ import (
 	"berth/reservation"
 )
 
-// How long it may take until a libvirt host serves, and until a small guest is ready: it is emulated.
+// How long it may take until a libvirt host serves, and until a small guest is ready: it is emulated, and one that hangs in its
+// boot is reset after guestResponse.
 const (
-	hostLimit  = 2 * time.Minute
-	guestLimit = 6 * time.Minute
+	hostLimit     = 2 * time.Minute
+	guestResponse = 4 * time.Minute
+	guestLimit    = 12 * time.Minute
 )
 
 // libvirtHost is a libvirt host that the stack's network lab has in it.
@@ -160,6 +162,7 @@ func TestTheStackLoadsRealGuests(t *testing.T) {
 			Sources: map[string]map[string]string{"libvirt": {"master": "/etc/berth/master.qcow2", "sha256": images.Small.SHA256, "size": fmt.Sprint(images.Small.Size),
 				"cloud_init": "true", "graphics": "none", "memory_mib": "256"}},
 			Control:  reservation.Control{Channel: "ssh", User: "root", Credential: "login", HostKey: reservation.HostKeyHanded},
+			Limits:   reservation.Limits{Response: reservation.Duration(guestResponse), ResponseAgain: reservation.Duration(guestResponse)},
 			PostLoad: reservation.PostLoadOptions{Hostname: true, ManagementSources: []string{"172.16.0.0/12", "192.168.0.0/16", libvirthost.Gateway + "/32"}},
 		}},
 		"computers": []reservation.Computer{{Name: computer, Site: "lab", Address: libvirthost.Address(1), MACs: []string{libvirthost.MAC(1)},

@@ -48,6 +48,9 @@ func brisk(changes ...func(*Limits)) Limits {
 	return limits
 }
 
+// often has a node looked at more often, where what is to be seen lasts some 15 ms: a restart of xcatd, a package's name.
+func often(l *Limits) { l.PollStart, l.PollInstall = 5*time.Millisecond, 5*time.Millisecond }
+
 // speed makes an install of 10 minutes take a second.
 const speed = 600
 
@@ -139,7 +142,6 @@ func (l *lab) load(attempt int, report *reporter) (provisioners.Loaded, error) {
 // left, before Abort and after it.
 func TestALoadUnderEachModeOfANode(t *testing.T) {
 	short := func(l *Limits) { l.Start = 5 * time.Second }
-	often := func(l *Limits) { l.PollInstall, l.PollStart = 5*time.Millisecond, 5*time.Millisecond } // what is looked for lasts some 15 ms
 	once := xcatmn.Counts{PowerOns: 1, Nodesets: 1, Installs: 1}
 	rows := map[xcatmn.Mode]struct {
 		limits  func(*Limits)
@@ -232,7 +234,7 @@ func TestTheSecondAttemptSavesANodeWhosePXEWasLostTwice(t *testing.T) {
 
 func TestALoadOutlivesARestartOfXcatd(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, xcatmn.Works, brisk(func(l *Limits) { l.PollInstall, l.PollStart = 5*time.Millisecond, 5*time.Millisecond })) // it is away for some 15 ms
+	l := newLab(t, xcatmn.Works, brisk(often))
 	restarted := make(chan error, 1)
 	report := newReporter()
 	var once sync.Once
